@@ -1,0 +1,58 @@
+"""Frozen pytrees that travel between the layers. Arrays only; D is the rank of the volume, 2 (Y, X) or 3 (Z, Y, X)."""
+
+from typing import Any
+
+import jax
+from flax import struct
+
+
+@struct.dataclass
+class Cells:
+    """A population of ellipsoidal cells of fixed capacity N.
+
+    Attributes:
+      centre_um: float32 [N, D], micrometres from the volume's corner (the outer corner of voxel 0).
+      radii_um: float32 [N, D], semi-axes in the cell's own frame, micrometres.
+      rotation: float32 [N, D, D], rows are the cell's own axes in volume coordinates.
+      brightness: float32 [N], relative, in [0, 1].
+      valid: bool [N]; rows that are False hold no cell.
+      overflow: bool []; True where the field had room for fewer cells than were asked for, or capacity ran out.
+        Read outside jit by the caller.
+    """
+
+    centre_um: jax.Array
+    radii_um: jax.Array
+    rotation: jax.Array
+    brightness: jax.Array
+    valid: jax.Array
+    overflow: jax.Array
+
+
+@struct.dataclass
+class Schedule:
+    """A discrete forward process of T steps (paper 001, eq. 2-3); index i is the step from x_i to x_(i+1).
+
+    Attributes:
+      betas: float32 [T].
+      alphas_bar: float32 [T], cumulative product of 1 - betas.
+    """
+
+    betas: jax.Array
+    alphas_bar: jax.Array
+
+
+@struct.dataclass
+class TrainState:
+    """All that changes while a network trains.
+
+    Attributes:
+      step: int32 [], updates done.
+      params: parameters as the optimiser sees them.
+      ema_params: their exponential moving average, what samples are made with.
+      opt_state: state of the optax optimiser.
+    """
+
+    step: jax.Array
+    params: Any
+    ema_params: Any
+    opt_state: Any
