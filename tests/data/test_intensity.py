@@ -1,0 +1,208 @@
+"""Normalisation: closed forms, exact inverses, NumPy = jit, and what it makes of real sets."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsynth.data import volumes
+from jaxsynth.data.intensity import METHODS, Intensity, denormalise, fit, normalise
+from jaxsynth.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """Three uint16 images: background 1000 with noise of standard deviation 20, dim cells at 1300, bright at 9000."""
+    rng = np.random.default_rng(0)
+    images = []
+    for _ in range(3):
+        clean = np.full((128, 128), 1000.0)
+        clean[20:40, 20:40] = 1300
+        clean[70:90, 60:80] = 9000
+        images.append(np.rint(clean + rng.normal(0, 20, clean.shape)).astype(np.uint16))
+    return images
+
+
+def test_minmax_is_the_line_through_the_extremes_of_the_set(cells):
+    intensity = fit(cells, "minmax_shifted")
+    low, high = min(c.min() for c in cells), max(c.max() for c in cells)
+    assert (intensity.low, intensity.high) == (low, high)
+    x = cells[1].astype(np.float64)
+    np.testing.assert_allclose(normalise(cells[1], intensity), 2 * (x - low) / (high - low) - 1, atol=1e-6)
+
+
+def test_percentile_is_that_of_numpy(cells):
+    intensity = fit(cells, "percentile", percentiles=(1, 99))
+    low, high = np.percentile(np.stack(cells), [1, 99], method="inverted_cdf")
+    assert (intensity.low, intensity.high) == (low, high)
+    y = normalise(np.array([0, low, (low + high) / 2, high, 60000]), intensity)
+    np.testing.assert_allclose(y, [-1, -1, 0, 1, 1], atol=1e-6)
+
+
+def test_asinh_finds_background_and_noise_and_follows_its_formula(cells):
+    intensity = fit(cells, "asinh")
+    assert abs(intensity.background - 1000) < 6
+    # The darkest four fifths of a normal distribution are cut at the side: its spread comes out somewhat small.
+    assert 10 < intensity.scale < 22
+    x = np.linspace(intensity.low, intensity.high, 50)
+    y = np.arcsinh((x - intensity.background) / intensity.scale)
+    np.testing.assert_allclose(normalise(x, intensity), 2 * (y - y[0]) / (y[-1] - y[0]) - 1, atol=1e-5)
+
+
+def test_asinh_lifts_dim_cells_out_of_the_background(cells):
+    gain = {}
+    for method in METHODS:
+        intensity = fit(cells, method)
+        background, dim = normalise(np.array([1000.0, 1300.0]), intensity)
+        gain[method] = dim - background
+    assert gain["asinh"] > 5 * gain["minmax_shifted"]
+
+
+def test_hot_pixels_do_not_take_up_the_range_of_asinh(cells):
+    hot = [c.copy() for c in cells]
+    hot[0][0, 0] = 65535
+    with_hot, without = fit(hot, "asinh"), fit(cells, "asinh")
+    assert with_hot.high < 25000
+    assert abs(normalise(np.float32(9000), with_hot) - normalise(np.float32(9000), without)) < 0.25
+    assert denormalise(np.float32(1), with_hot) == round(with_hot.high)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16"])
+def test_integers_in_range_come_back_exactly(method, dtype):
+    """Every value of the dtype, on a set that spans it."""
+    info = np.iinfo(dtype)
+    rng = np.random.default_rng(1)
+    skewed = info.min + (info.max - info.min) * rng.uniform(0, 1, 40000) ** 6
+    skewed[:2] = info.min, info.max
+    intensity = fit([skewed.astype(dtype).reshape(200, 200)], method)
+    every = np.arange(info.min, info.max + 1).astype(dtype)
+    inside = every[(every >= intensity.low) & (every <= intensity.high)]
+    assert inside.size > 0.4 * every.size
+    for array in (inside, jnp.asarray(inside)):
+        back = denormalise(normalise(array, intensity), intensity)
+        assert back.dtype == dtype
+        np.testing.assert_array_equal(back, inside)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_wraps_and_nothing_leaves_the_range(cells, method):
+    intensity = fit(cells, method)
+    back = denormalise(np.array([-50.0, -1.0, 1.0, 50.0]), intensity)
+    assert back[0] == back[1] >= np.floor(intensity.low)
+    assert back[3] == back[2] <= np.ceil(intensity.high)
+    y = normalise(np.array([-1e9, 0, 65535, 1e9]), intensity)
+    np.testing.assert_allclose([y.min(), y.max()], [-1, 1], atol=1e-6)
+    assert abs(y).max() <= 1
+    with pytest.raises(ValueError, match="NaN"):
+        denormalise(np.array([0.0, np.nan]), intensity)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_jit_equals_numpy(cells, method):
+    intensity = fit(cells, method)
+    ours = normalise(cells[0], intensity)
+    jitted = jax.jit(lambda x: normalise(x, intensity))(cells[0])
+    assert isinstance(ours, np.ndarray) and isinstance(jitted, jax.Array)
+    assert ours.dtype == jitted.dtype == np.float32
+    np.testing.assert_allclose(ours, jitted, atol=2e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_floating_point_sets(cells, method):
+    images = [(c / 1e4).astype(np.float32) for c in cells]
+    intensity = fit(images, method)
+    whole = fit(cells, method)
+    assert intensity.dtype == "float32"
+    np.testing.assert_allclose([intensity.background, intensity.low, intensity.high],
+                               np.array([whole.background, whole.low, whole.high]) / 1e4, rtol=0.02)
+    inside = np.clip(images[0], intensity.low, intensity.high).astype(np.float32)
+    np.testing.assert_allclose(denormalise(normalise(inside, intensity), intensity), inside, rtol=1e-5)
+
+
+def test_large_floating_point_volumes_are_sampled_with_exact_extremes(monkeypatch):
+    from jaxsynth.data import intensity as module
+
+    monkeypatch.setattr(module, "SAMPLE", 4096)
+    image = np.random.default_rng(2).gamma(2.0, size=(256, 256)).astype(np.float32)
+    sampled = fit([image], "percentile", percentiles=(10, 90))
+    np.testing.assert_allclose([sampled.low, sampled.high], np.percentile(image, [10, 90]), rtol=0.1)
+    extremes = fit([image], "minmax_shifted")
+    assert (extremes.low, extremes.high) == (image.min(), image.max())
+    assert fit([image], "asinh") == fit([image], "asinh")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_levels_are_those_of_background_and_cells(cells, method):
+    intensity = fit(cells, method)
+    assert -1 <= intensity.levels[0] < intensity.levels[1] < intensity.levels[2] <= 1
+    background, dim, bright = (float(v) for v in denormalise(np.array(intensity.levels), intensity))
+    assert abs(background - 1000) < 0.02 * intensity.scale + 30
+    assert 1150 < dim < 1350
+    # Percentiles of 0.1 and 99.9 leave out the brightest noise of the bright cells only.
+    assert 8500 < bright < 9300
+
+
+def test_levels_survive_an_image_without_cells_and_one_with_a_brighter_background(cells):
+    rng = np.random.default_rng(3)
+    empty = np.rint(rng.normal(1000, 20, (128, 128))).astype(np.uint16)
+    lifted = cells[0] + np.uint16(250)
+    intensity = fit([*cells, empty, lifted], "asinh")
+    _, dim, bright = denormalise(np.array(intensity.levels), intensity)
+    assert 1150 < dim < 1600 and 8500 < bright < 9700
+
+
+def test_statistics_do_not_depend_on_how_the_set_is_cut(cells):
+    parts = [half for c in cells for half in (c[:64], c[64:])]
+    for method in METHODS:
+        one, other = fit(cells, method), fit(lambda: iter(parts), method)
+        assert (one.low, one.high, one.background, one.scale) == (other.low, other.high, other.background, other.scale)
+
+
+def test_intensity_survives_json(cells):
+    for method in METHODS:
+        intensity = fit(cells, method)
+        assert Intensity.from_dict(json.loads(json.dumps(intensity.to_dict()))) == intensity
+
+
+def test_empty_field_of_one_exact_value():
+    image = np.zeros((64, 64), np.uint8)
+    image[:8] = np.random.default_rng(4).integers(50, 200, (8, 64))
+    intensity = fit([image], "asinh")
+    assert intensity.background == 0 and 100 < intensity.scale < 150
+    np.testing.assert_array_equal(denormalise(normalise(image, intensity), intensity), image)
+
+
+def test_mistakes_are_named(cells):
+    for call, words in (
+        (lambda: fit(cells, "zscore"), ("zscore", *METHODS)),
+        (lambda: fit([], "asinh"), ("empty",)),
+        (lambda: fit([np.full((4, 4), 3, np.uint8)], "asinh"), ("constant", "3")),
+        (lambda: fit([cells[0], cells[0].astype(np.uint8)], "asinh"), ("uint8", "uint16")),
+        (lambda: fit([np.eye(200, dtype=np.uint8)], "percentile", percentiles=(1, 99)), ("percentiles", "coincide")),
+    ):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert all(word in str(caught.value) for word in words), caught.value
+    with pytest.raises(ValueError, match="twice"):
+        fit(iter(cells), "asinh")
+
+
+@pytest.mark.parametrize("name", ["gowt1", "hela", "dsb2018", "embryo3d"])
+@pytest.mark.parametrize("method", METHODS)
+def test_real_sets_come_back_from_every_normalisation(real_data, name, method):
+    files = volumes.find_files(real_data / name / "images")
+    found = volumes.open_set(files[:: len(files) // 4])
+    intensity = fit(lambda: volumes.each(found), method)
+    for image in volumes.each(found):
+        y = normalise(image, intensity)
+        assert y.dtype == np.float32 and y.min() >= -1 and y.max() <= 1
+        inside = (image >= intensity.low) & (image <= intensity.high)
+        assert inside.mean() > {"minmax_shifted": 0.999999, "asinh": 0.9995, "percentile": 0.98}[method]
+        np.testing.assert_array_equal(denormalise(y, intensity)[inside], image[inside])
+    background, dim, bright = intensity.levels
+    assert -1 <= background < dim < bright <= 1
+    if method == "asinh":
+        assert dim - background > 0.2
