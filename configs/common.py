@@ -1,0 +1,57 @@
+"""Every key of a configuration, once, with its default. Experiments start from `get_config()` and change some."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults: the papers' diffusion model on 2D patches of 128 x 128."""
+    c = ConfigDict()
+    c.task = "ddpm"  # module of jaxsynth.tasks
+    c.seed = 0  # root of every random stream of the run
+
+    c.data = ConfigDict()
+    c.data.path = ""  # folder, glob, file, or several of these separated by commas
+    c.data.val_path = ""  # held-out images, likewise; empty: the last files of data.path
+    c.data.val_fraction = 0.1  # share of the files held out where val_path is empty; one file holds out none
+    c.data.channel = -1  # which channel of multi-channel images; -1: there is only one
+    c.data.dataset = "data/image"  # data set inside HDF5 files
+    c.data.spacing_um = ()  # voxel size (z, y, x) or (y, x) in micrometres; (): from the files' tags
+    c.data.normalization = "asinh"  # asinh | percentile | minmax_shifted (the papers')
+    c.data.patch = (128, 128)  # voxels, (y, x) or (z, y, x); its length decides 2D or 3D
+    c.data.batch_size = 8  # patches per step, over all devices
+    c.data.allow_padding = True  # images smaller than the patch are padded by reflection; False: refused
+    c.data.symmetries = True  # random flips and quarter turns in the plane
+    c.data.device_limit_gib = 4.0  # a larger training set stays on disk and is read by background threads
+
+    c.model = ConfigDict()
+    c.model.features = 16  # channels of the first level; 16 is the published width
+    c.model.norm = "group"  # group (free of tile statistics) | instance (the published) | none
+    c.model.noise_channel = False  # a second input channel of fixed noise, which published checkpoints need
+    c.model.bfloat16 = False  # compute in bfloat16; parameters and norms stay float32
+    c.model.remat = False  # recompute activations on the way back: less memory, a third more work
+
+    c.diffusion = ConfigDict()
+    c.diffusion.schedule = "cosine"  # cosine | linear | quadratic | sigmoid
+    c.diffusion.num_timesteps = 1000  # T
+    c.diffusion.beta_min = 0.0  # 1e-4 for published checkpoints
+    c.diffusion.t_max = 1000  # train on the first t_max steps only; sampling can start no later than here
+
+    c.optim = ConfigDict()
+    c.optim.name = "radam"  # radam (the papers') | adamw
+    c.optim.learning_rate = 1e-3
+    c.optim.schedule = "cosine"  # constant | cosine (to zero at num_steps)
+    c.optim.warmup_steps = 0
+    c.optim.weight_decay = 0.0  # adamw only
+    c.optim.clip_norm = 1.0  # of the whole gradient; 0: no clipping
+    c.optim.accumulate = 1  # micro-batches per step; batch_size is their sum
+    c.optim.ema_decay = 0.999  # of the averaged parameters that samples are made with
+
+    c.train = ConfigDict()
+    c.train.num_steps = 20_000
+    c.train.log_every = 50
+    c.train.val_every = 500
+    c.train.preview_every = 2_000
+    c.train.checkpoint_every = 1_000
+    c.train.keep_last = 2  # checkpoints kept beside the best one
+
+    return c.lock()
