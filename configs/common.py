@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The defaults: the papers' diffusion model on 2D patches of 128 x 128."""
+    """The defaults: the papers' diffusion model, in 2D or 3D as the images are."""
     c = ConfigDict()
     c.task = "ddpm"  # module of jaxsynth.tasks
     c.seed = 0  # root of every random stream of the run
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     c.data.dataset = "data/image"  # data set inside HDF5 files
     c.data.spacing_um = ()  # voxel size (z, y, x) or (y, x) in micrometres; (): from the files' tags
     c.data.normalization = "asinh"  # asinh | percentile | minmax_shifted (the papers')
-    c.data.patch = (128, 128)  # voxels, (y, x) or (z, y, x); its length decides 2D or 3D
+    c.data.patch = ()  # voxels, (y, x) or (z, y, x); (): 128 x 128 or 32 x 64 x 64, as the images are
     c.data.batch_size = 8  # patches per step, over all devices
     c.data.allow_padding = True  # images smaller than the patch are padded by reflection; False: refused
     c.data.symmetries = True  # random flips and quarter turns in the plane

@@ -1,8 +1,16 @@
-"""Mouse stem cells, 2D (Cell Tracking Challenge, Fluo-N2DH-GOWT1)."""
+"""Mouse stem cells, 2D (Cell Tracking Challenge, Fluo-N2DH-GOWT1, sequence 01, 1024 x 1024)."""
 
 from configs import common
 
 
 def get_config():
     """See the module."""
-    return common.get_config()
+    config = common.get_config()
+    config.data.batch_size = 4
+    config.diffusion.t_max = 500
+    config.optim.ema_decay = 0.995
+    config.train.num_steps = 2000
+    config.train.val_every = 250
+    config.train.checkpoint_every = 250
+    config.train.preview_every = 1000
+    return config

@@ -1,5 +1,6 @@
 """What the commands share: one line and status 2 for a user's mistake, and the compilation cache."""
 
+import argparse
 import os
 import signal
 import sys
@@ -7,6 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxsynth.errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, as all others, and whose help keeps the docstring's lines."""
+
+    def __init__(self, prog: str, description: str, **options):
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, formatter_class=formatter, allow_abbrev=False, **options)
+
+    def error(self, message: str):
+        """Raises InputError."""
+        raise InputError(message)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -60,6 +73,10 @@ def read_config(path: str, overrides: list[str]):
             raise InputError(f"unknown argument {item!r}: expected --config.KEY=VALUE, keys as in configs/common.py")
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    # Configurations import `configs.common`, which the console scripts do not find by themselves.
+    root = str(Path(path).resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.append(root)
     argv, sys.argv = sys.argv, [sys.argv[0], f"--config={path}", *overrides]  # the library reads sys.argv itself
     try:
         values(sys.argv)
@@ -71,29 +88,15 @@ def read_config(path: str, overrides: list[str]):
         sys.argv = argv
 
 
-def parse_ints(text: str | None, name: str, count: int | None = None, least: int = 1) -> tuple[int, ...] | None:
-    """The integers of a comma-separated argument `name`, or None where it was not given.
+def numbers(kind: type) -> Callable[[str], tuple]:
+    """The argparse type of numbers joined by commas: `type=numbers(int)` parses 32,128,128 into a tuple."""
 
-    Raises:
-      InputError: no integers, not `count` of them, or one below `least`.
-    """
-    return _parse_numbers(text, name, count, int, least)
+    def parse(text: str) -> tuple:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            name = "whole numbers" if kind is int else "numbers"
+            message = f"expected {name} joined by commas, such as 32,128,128; got {text!r}"
+            raise argparse.ArgumentTypeError(message) from None
 
-
-def parse_floats(text: str | None, name: str, count: int | None = None) -> tuple[float, ...] | None:
-    """The positive numbers of a comma-separated argument, as `parse_ints`."""
-    return _parse_numbers(text, name, count, float, sys.float_info.min)
-
-
-def _parse_numbers(text, name, count, kind, least):
-    if text is None:
-        return None
-    try:
-        numbers = tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    right = bool(numbers) and len(numbers) == (count or len(numbers))
-    if not right or not all(least <= number < float("inf") for number in numbers):
-        wanted = "numbers" if count is None else f"{count} numbers"
-        raise InputError(f"{name}: expected {wanted} of at least {least:g}, separated by commas; got {text!r}")
-    return numbers
+    return parse

@@ -1,5 +1,7 @@
 """The device mesh and how batches and states lie on it. One axis, `data`: batches are split, states replicated."""
 
+import math
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -23,12 +25,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, name: str, accumulate: int = 1) -> None:
-    """Raises InputError where `batch_size`, the value of argument `name`, does not split evenly over the mesh."""
-    parts = mesh.size * accumulate
-    if batch_size <= 0 or batch_size % parts:
+def mesh_for(batch_size: int, accumulate: int = 1) -> Mesh:
+    """A mesh over as many devices as micro-batches of batch_size / accumulate split over evenly.
+
+    Raises:
+      InputError: batch_size is no positive multiple of accumulate.
+    """
+    if accumulate < 1 or batch_size < 1 or batch_size % accumulate:
         raise InputError(
-            f"{name}={batch_size} does not split evenly over {mesh.size} device(s)"
-            + (f" times {accumulate} accumulation steps" if accumulate > 1 else "")
-            + f": give a positive multiple of {parts}"
+            f"data.batch_size={batch_size} must be a positive multiple of optim.accumulate={accumulate}"
         )
+    devices = jax.devices()
+    return make_mesh(devices[: math.gcd(len(devices), batch_size // accumulate)])

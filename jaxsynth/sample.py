@@ -12,13 +12,13 @@ import dataclasses
 import datetime
 import functools
 import json
-import os
-import sys
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from jaxsynth import cli
+from jaxsynth import manifest as manifests
 from jaxsynth.errors import InputError
 
 FOLDERS = ("labels", "sketches", "images")  # written in this order: a file with an image is finished
@@ -48,9 +48,7 @@ def _main() -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="jaxsynth.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser("jaxsynth.sample", __doc__)
     parser.add_argument("--checkpoint", required=True, help="a training run's folder, or one checkpoint in it")
     parser.add_argument("--step", default="best", help="which checkpoint: best, latest or a step (default: best)")
     parser.add_argument("--out", required=True, help="folder of the data set")
@@ -59,16 +57,36 @@ def _parse() -> argparse.Namespace:
     source.add_argument("--recipe", help="simulate cells of this kind: see jaxsynth.simulate")
     parser.add_argument("--labels", help="label images of the sketches (default: the folder labels beside them)")
     parser.add_argument("--num", type=int, help="how many images (default: all sketches, or 10)")
-    parser.add_argument("--shape", help="size of simulated images, Y,X or Z,Y,X (default: the recipe's)")
+    parser.add_argument(
+        "--shape",
+        type=cli.numbers(int),
+        metavar="Z,Y,X",
+        help="size of simulated images, Y,X or Z,Y,X (default: the training images' or the recipe's)",
+    )
     parser.add_argument("--cells", type=int, help="cells per simulated image (default: drawn from the recipe's range)")
-    parser.add_argument("--spacing_um", help="voxel size of simulated images (default: the training images')")
+    parser.add_argument(
+        "--spacing_um",
+        type=cli.numbers(float),
+        metavar="Z,Y,X",
+        help="voxel size of simulated images (default: the training images')",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--t_start", type=int, default=400, help="noise level of the start (default: 400)")
     parser.add_argument("--num_steps", type=int, help="network evaluations, respaced (default: t_start)")
     parser.add_argument("--variance", default="fixed_large", help="fixed_large (published) or fixed_small")
     parser.add_argument("--sigma", type=float, default=1.0, help="blur of the sketch, voxels (default: 1)")
-    parser.add_argument("--tile", help="largest tile, Y,X or Z,Y,X voxels (default: 512,512 or 64,128,128)")
-    parser.add_argument("--overlap", help="least overlap of tiles, voxels (default: 32,32 or 16,32,32)")
+    parser.add_argument(
+        "--tile",
+        type=cli.numbers(int),
+        metavar="Z,Y,X",
+        help="largest tile, Y,X or Z,Y,X voxels (default: 512,512 or 64,128,128)",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=cli.numbers(int),
+        metavar="Z,Y,X",
+        help="least overlap of tiles, voxels (default: 32,32 or 16,32,32)",
+    )
     parser.add_argument("--tile_batch", type=int, help="tiles evaluated at once (default: one per device)")
     return parser.parse_args()
 
@@ -83,7 +101,7 @@ def sample(args: argparse.Namespace) -> None:
     import numpy as np
     from ml_collections import ConfigDict
 
-    from jaxsynth import __version__, checkpoint, devices, keys
+    from jaxsynth import checkpoint, devices, keys
     from jaxsynth.data import intensity as intensities
     from jaxsynth.data import volumes
     from jaxsynth.diffusion import samplers
@@ -103,9 +121,8 @@ def sample(args: argparse.Namespace) -> None:
     plan = samplers.ddpm_plan(parts.schedule, args.t_start, num_steps=args.num_steps, variance=args.variance)
     num_steps = plan.t.shape[0]
     ndim = len(config.data.patch)
-    tile, overlap = TILES[ndim]
-    tile = cli.parse_ints(args.tile, "--tile", ndim) or tile
-    overlap = cli.parse_ints(args.overlap, "--overlap", ndim, least=0) or overlap
+    tile = _per_axis("--tile", args.tile, ndim, 8) or TILES[ndim][0]
+    overlap = _per_axis("--overlap", args.overlap, ndim, 0) or TILES[ndim][1]
     if args.sigma < 0:
         raise InputError(f"--sigma must not be negative, got {args.sigma}")
     if args.num is not None and args.num < 1:
@@ -130,27 +147,20 @@ def sample(args: argparse.Namespace) -> None:
         "sigma": args.sigma,
         "tile": list(tile),
         "overlap": list(overlap),
-        "source": args.recipe or "sketches",
+        "source": args.recipe or args.sketches,
         "shape": args.shape,
         "cells": args.cells,
         "spacing_um": args.spacing_um,
     }
     out = Path(args.out)
-    manifest = _open_manifest(out, settings)
-    manifest |= {
-        "settings": settings,
-        "config": metadata["config"],
-        "intensity": metadata["intensity"],
-        "versions": {"jaxsynth": __version__, "jax": jax.__version__, "numpy": np.__version__},
-    }
-    manifest.setdefault("files", {})
+    manifest = manifests.open_manifest(out, "sample", settings)
+    manifest |= {"config": metadata["config"], "intensity": metadata["intensity"]}
 
     run = functools.partial(_denoiser(parts, mesh, tile, overlap, args.tile_batch), params)
     todo = [job for job in jobs if not all((out / folder / job.name).is_file() for folder in FOLDERS)]
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} files are there already")
-    for folder in FOLDERS:
-        (out / folder).mkdir(parents=True, exist_ok=True)
+    manifests.make_folders(out, FOLDERS)
     begun = time.perf_counter()
     for number, job in enumerate(todo):
         key = keys.stream(root, "sample", job.name)
@@ -178,7 +188,7 @@ def sample(args: argparse.Namespace) -> None:
             "spacing_um": spacing,
             "num_cells": len(np.setdiff1d(np.unique(np.asarray(labels)), [0])),
         }
-        _write_json(out / "manifest.json", manifest)
+        manifests.write_json(out / manifests.NAME, manifest)
     print(f"done: {len(jobs)} annotated images in {out}")
 
 
@@ -216,7 +226,7 @@ def _given(args, ndim: int, metadata: dict) -> list[Job]:
     folder = Path(args.labels) if args.labels else Path(files[0]).parent.parent / "labels"
     beside = Path(files[0]).parent.parent / "manifest.json"
     if beside.is_file():
-        made_for = json.loads(beside.read_text()).get("intensity")
+        made_for = json.loads(beside.read_text()).get("settings", {}).get("intensity")
         if made_for is not None and made_for != metadata["intensity"]:
             raise InputError(
                 f"{args.sketches} were drawn for another normalisation than the checkpoint's: "
@@ -248,53 +258,48 @@ def _given(args, ndim: int, metadata: dict) -> list[Job]:
 
 
 def _simulated(args, ndim: int, metadata: dict, intensity, root) -> list[Job]:
-    """Jobs that simulate their labels; brightness spans what the training images show."""
+    """Jobs that simulate their labels; brightness, and for the recipe `nuclei` size and number, as in the training
+    images."""
     from jaxsynth import keys
     from jaxsynth.sim import tissues
     from jaxsynth.sim.sketch import sketch
 
     recipe = tissues.find(args.recipe)
-    shape = cli.parse_ints(args.shape, "--shape") or recipe.shape
+    seen = metadata.get("cells") if recipe.name == "nuclei" else None
+    shape = args.shape or (tuple(seen["shape"]) if seen else recipe.shape)
     if len(shape) != ndim:
         raise InputError(f"recipe {args.recipe} makes {len(shape)}D images, the model {ndim}D: set --shape")
-    spacing = cli.parse_floats(args.spacing_um, "--spacing_um", ndim) or metadata["spacing_um"]
-    tissues.check(recipe, shape, None if spacing is None else tuple(spacing))
+    spacing = args.spacing_um or (metadata["spacing_um"] and tuple(metadata["spacing_um"]))
+    tissues.check(recipe, shape, spacing)
+    num_range, drawn_at = None, spacing
+    if seen and not args.spacing_um:
+        # A named organism has the size its paper says. Generic nuclei get that of the training images: the recipe
+        # is drawn as if a voxel were as large as makes them so.
+        relative = [step / spacing[-1] for step in spacing] if spacing else [1.0] * ndim
+        drawn_at = tuple(step * recipe.radius_um / seen["radius_vox"] for step in relative)
+        share = math.prod(shape) / math.prod(seen["shape"])
+        num_range = tuple(max(1, round(factor * seen["num_cells"] * share)) for factor in (0.7, 1.3))
 
     def draw(name):
-        drawn = tissues.simulate_labels(keys.stream(root, "simulate", name), recipe, shape, spacing, args.cells)
-        used = spacing or tissues.default_spacing(recipe, shape)
+        key = keys.stream(root, "simulate", name)
+        drawn = tissues.simulate_labels(key, recipe, shape, drawn_at, args.cells, num_range)
+        used = spacing or (None if seen else tissues.default_spacing(recipe, shape))
         return drawn.labels, sketch(drawn.labels, drawn.brightness, levels=tuple(intensity.levels)), used
 
     names = [f"{args.recipe}_{i:04d}.tif" for i in range(args.num or 10)]
     return [Job(name, f"recipe {args.recipe}", functools.partial(draw, name)) for name in names]
 
 
-def _open_manifest(out: Path, settings: dict) -> dict:
-    """The manifest of a data set begun earlier, or {}.
+def _per_axis(name: str, sizes: tuple[int, ...] | None, ndim: int, least: int) -> tuple[int, ...] | None:
+    """The argument `name` where it was given.
 
     Raises:
-      InputError: the files there were made with other settings.
+      InputError: it has not one number per axis, or one below `least`.
     """
-    file = out / "manifest.json"
-    if not file.is_file():
-        return {}
-    try:
-        manifest = json.loads(file.read_text())
-        old = manifest["settings"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is not a manifest of jaxsynth.sample: use another --out") from error
-    for name, value in settings.items():
-        if old.get(name) != value:
-            raise InputError(f"{out} holds images made with {name}={old.get(name)}, now {value}: use another --out")
-    return manifest
-
-
-def _write_json(path: Path, content: dict) -> None:
-    """Writes JSON whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1))
-    os.replace(part, path)
+    if sizes is not None and (len(sizes) != ndim or min(sizes) < least):
+        raise InputError(f"{name}: expected {ndim} whole numbers of {least} or more; got {sizes}")
+    return sizes
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

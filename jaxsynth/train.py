@@ -6,7 +6,7 @@ Started again with the same workdir it goes on where it stopped. The workdir get
 `tensorboard/` and `previews/`.
 """
 
-import argparse
+import dataclasses
 import datetime
 import importlib
 import itertools
@@ -21,6 +21,7 @@ from jaxsynth import cli
 from jaxsynth.errors import InputError
 
 VAL_BATCHES = 2
+PATCHES = {2: (128, 128), 3: (32, 64, 64)}  # where data.patch is left open
 EVENTS = ("log", "val", "checkpoint", "preview")
 # What a run may not change when it is continued.
 FIXED = ("task", "model", "diffusion", "data.normalization", "data.patch", "optim.name", "optim.ema_decay")
@@ -32,12 +33,8 @@ def main() -> None:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="jaxsynth.train",
-        description=__doc__,
-        epilog="Any key of configs/common.py can be set as --config.KEY=VALUE.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    epilog = "Any key of configs/common.py can be set as --config.KEY=VALUE."
+    parser = cli.Parser("jaxsynth.train", __doc__, epilog=epilog)
     parser.add_argument("--config", required=True, help="configuration file, see configs/")
     parser.add_argument("--workdir", required=True, help="folder of the run; an existing run is continued")
     args, overrides = parser.parse_known_args()
@@ -57,18 +54,18 @@ def train(config, workdir: Path) -> None:
 
     from jaxsynth import checkpoint, devices, keys, log
     from jaxsynth.data import intensity as intensities
-    from jaxsynth.data import stream, volumes
+    from jaxsynth.data import stream, survey, volumes
 
     # Devices.
-    mesh = devices.make_mesh()
+    mesh = devices.mesh_for(config.data.batch_size, config.optim.accumulate)
     split, replicated = devices.split(mesh), devices.replicated(mesh)
-    devices.check_batch_size(config.data.batch_size, mesh, "data.batch_size", config.optim.accumulate)
     key = keys.root(config.seed)
 
     # Task and images: whatever is wrong with them is said before anything is written.
     task = _find_task(config.task)
     parts = task.build(config)
     train_set, val_set = _open_images(config)
+    patch = tuple(config.data.patch)  # filled in now where the configuration left it open
     saved = _saved_metadata(workdir, config)
     if saved:
         intensity = intensities.Intensity.from_dict(saved["intensity"])
@@ -76,7 +73,7 @@ def train(config, workdir: Path) -> None:
         intensity = intensities.fit(lambda: volumes.each(train_set), config.data.normalization)
 
     # State, restored where there is one.
-    batch_shape = (config.data.batch_size, *config.data.patch, 1)
+    batch_shape = (config.data.batch_size, *patch, 1)
     state = jax.jit(lambda k: task.init(parts, k, batch_shape), out_shardings=replicated)(keys.stream(key, "init"))
     manager = checkpoint.open_manager(workdir, config.train.keep_last)
     restored = checkpoint.restore_latest(manager, state)
@@ -89,7 +86,7 @@ def train(config, workdir: Path) -> None:
 
     # Batches.
     resident = stream.fits_on_device(train_set, config.data.device_limit_gib * 2**30)
-    options = {"patch": tuple(config.data.patch), "batch_size": config.data.batch_size, "split": split}
+    options = {"patch": patch, "batch_size": config.data.batch_size, "split": split}
     options["replicated"] = replicated
     batches = stream.batches(
         train_set,
@@ -119,14 +116,18 @@ def train(config, workdir: Path) -> None:
         f"{num_params / 1e6:.2f} M parameters; {mesh.size} x {jax.devices()[0].device_kind}"
     )
     print(f"{'continuing at' if first else 'starting at'} step {first} of {last}; the first step compiles")
+    if mesh.size < jax.device_count():
+        print(f"note: data.batch_size={config.data.batch_size} does not split over all {jax.device_count()} devices")
     if val_set is None:
         print("note: a single image holds none out: validation runs on the training image")
 
+    seen = survey.survey(train_set, intensity) if saved is None else None
     metadata = {
         "config": config.to_dict(),
         "intensity": intensity.to_dict(),
         "spacing_um": train_set.spacing_um,
         "num_files": len(train_set.paths),
+        "cells": saved["cells"] if saved else seen and dataclasses.asdict(seen),
     }
 
     def validate(state) -> dict:
@@ -218,23 +219,26 @@ def _open_images(config):
     data = config.data
     if not data.path:
         raise InputError("no images given: set --config.data.path=FOLDER")
-    if len(data.patch) not in (2, 3) or any(size < 8 for size in data.patch):
+    select = {"channel": None if data.channel < 0 else data.channel, "dataset": data.dataset}
+
+    def files(path: str) -> list[Path]:
+        return volumes.find_files(path if Path(path).exists() else [part.strip() for part in path.split(",")])
+
+    if not data.patch:
+        data.patch = PATCHES[volumes.read(files(data.path)[0], **select).ndim]
+    if len(data.patch) not in PATCHES or any(size < 8 for size in data.patch):
         raise InputError(f"data.patch must have 2 (y, x) or 3 (z, y, x) sizes of 8 or more, got {tuple(data.patch)}")
     if not 0 <= data.val_fraction < 1:
         raise InputError(f"data.val_fraction must lie in [0, 1), got {data.val_fraction}")
 
     def open_set(path: str):
-        found = volumes.open_set(
-            path if Path(path).exists() else [part.strip() for part in path.split(",")],
-            channel=None if data.channel < 0 else data.channel,
-            dataset=data.dataset,
+        return volumes.open_set(
+            files(path),
+            **select,
             spacing=tuple(data.spacing_um) or None,
             min_shape=tuple(data.patch),
             allow_padding=data.allow_padding,
         )
-        if found.ndim != len(data.patch):
-            raise InputError(f"{path}: the images are {found.ndim}D but data.patch={tuple(data.patch)}")
-        return found
 
     whole = open_set(data.path)
     if data.val_path:

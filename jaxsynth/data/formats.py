@@ -57,8 +57,9 @@ def read(path: str | os.PathLike, *, channel: int | None = None, dataset: str | 
     """
     array = _read(path, channel, dataset)
     if array.dtype.name not in IMAGE_DTYPES:
-        raise InputError(f"{path}: images of type {array.dtype} are not supported, "
-                         f"expected one of {', '.join(IMAGE_DTYPES)}")
+        raise InputError(
+            f"{path}: images of type {array.dtype} are not supported, expected one of {', '.join(IMAGE_DTYPES)}"
+        )
     return array
 
 
@@ -91,7 +92,7 @@ def spacing_um(path: str | os.PathLike, *, dataset: str | None = None) -> tuple[
             with h5py.File(path) as file:
                 data = _dataset(file, path, dataset)
                 sizes = data.attrs.get("element_size_um")
-                sizes = None if sizes is None else tuple(np.ravel(sizes))[-max(2, sum(n > 1 for n in data.shape)):]
+                sizes = None if sizes is None else tuple(np.ravel(sizes))[-max(2, sum(n > 1 for n in data.shape)) :]
         elif path.suffix.lower() in TIFF:
             with tifffile.TiffFile(path) as tif:
                 sizes = _ome_sizes(tif) if tif.is_ome else _imagej_sizes(tif) if tif.is_imagej else None
@@ -123,7 +124,7 @@ def write(path: str | os.PathLike, volume: np.ndarray, *, spacing_um: Sequence[f
     if volume.ndim not in (2, 3) or (spacing_um is not None and len(spacing_um) != volume.ndim):
         raise ValueError(f"{path}: expected a 2D or 3D volume and as many spacings, got {volume.shape}, {spacing_um}")
     volume = _storable(path, volume)
-    axes = "ZYX"[-volume.ndim:]
+    axes = "ZYX"[-volume.ndim :]
     big = volume.nbytes > BIG_BYTES
     options = {"compression": "zlib", "photometric": "minisblack", "bigtiff": big, "metadata": {"axes": axes}}
     if volume.dtype == np.uint32 or big:
@@ -255,8 +256,9 @@ def _choose(path: Path, shape: Sequence[int], axes: str, channel: int | None, *,
         colour = "RGB image with" if axes[picks[0]] == "S" else "has"
         # tifffile's ImageJ writer labels a 3D array CYX unless told otherwise.
         hint = "; if these are z slices, label the axis Z in the file" if num_channels > 4 and stack == "YX" else ""
-        raise InputError(f"{path}: {colour} {num_channels} channels, choose one with data.channel "
-                         f"(0 to {num_channels - 1}){hint}")
+        raise InputError(
+            f"{path}: {colour} {num_channels} channels, choose one with data.channel (0 to {num_channels - 1}){hint}"
+        )
     if channel is not None and not 0 <= channel < num_channels:
         raise InputError(f"{path}: data.channel is {channel}, the file has {num_channels} channel(s), counted from 0")
     return tuple(channel if i in picks else slice(None) if i in keep else 0 for i in range(len(shape)))
@@ -276,7 +278,7 @@ def _hdf5_axes(data: h5py.Dataset) -> str:
     """Leading axes of length 1 do not count: (1, Z, Y, X) is a volume."""
     if data.ndim < 2:
         raise InputError(f"{data.file.filename}: data set of shape {data.shape}, expected (Y, X) or (Z, Y, X)")
-    return ("?" * data.ndim + "CZYX")[-data.ndim:]
+    return ("?" * data.ndim + "CZYX")[-data.ndim :]
 
 
 def _ome_sizes(tif: tifffile.TiffFile) -> list[float | None]:

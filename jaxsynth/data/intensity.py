@@ -54,8 +54,12 @@ class Intensity:
         return cls(**(dict(values) | {"levels": tuple(values["levels"])}))
 
 
-def fit(volumes: Sequence[np.ndarray] | Callable[[], Iterable[np.ndarray]], method: str, *,
-        percentiles: tuple[float, float] = (0.1, 99.9)) -> Intensity:
+def fit(
+    volumes: Sequence[np.ndarray] | Callable[[], Iterable[np.ndarray]],
+    method: str,
+    *,
+    percentiles: tuple[float, float] = (0.1, 99.9),
+) -> Intensity:
     """Measures a training set; volumes pass one at a time, twice.
 
     - `minmax_shifted` (Eschweiler et al. 2024, paper 001): minimum and maximum of the set become -1 and 1.
@@ -88,8 +92,10 @@ def fit(volumes: Sequence[np.ndarray] | Callable[[], Iterable[np.ndarray]], meth
     if method == "percentile":
         low, high = (float(_quantile(values, cdf, p / 100)) for p in percentiles)
         if not low < high:
-            raise InputError(f"percentiles {percentiles} of the training set coincide at {low}: choose wider ones "
-                             "or another normalisation")
+            raise InputError(
+                f"percentiles {percentiles} of the training set coincide at {low}: choose wider ones "
+                "or another normalisation"
+            )
     elif method == "asinh":
         low, high = _asinh_range(values, cdf, background, scale)
     else:

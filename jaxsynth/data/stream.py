@@ -166,5 +166,3 @@ def _streamed(volumes, shapes, patch, drawn, finish, first_step, split, replicat
         finally:
             for future in ahead:
                 future.cancel()
-
-

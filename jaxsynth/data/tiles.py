@@ -18,10 +18,12 @@ STRIDE = 8  # three halvings in the network: tiles at multiples of 8 see the sam
 
 @struct.dataclass
 class TileGrid:
-    """A regular grid of overlapping tiles over a padded volume; all fields are static tuples of D ints.
+    """Overlapping tiles over a padded volume; all fields are static tuples of D ints, voxels.
+
+    Tile i of an axis begins at i * stride, the last one where the padded volume leaves it room.
 
     Attributes:
-      shape: the volume's. padded: a multiple of 8 per axis that the grid covers exactly.
+      shape: the volume's. padded: the same, rounded up to a multiple of 8.
       tile: a tile's. stride: from tile to tile. counts: tiles per axis.
     """
 
@@ -43,28 +45,29 @@ class TileGrid:
 
 
 def _plan_axis(size: int, tile: int, overlap: int) -> tuple[int, int, int, int]:
-    """(padded, tile, stride, count) of one axis: the least evaluated voxels with tiles up to `tile`.
+    """(padded, tile, stride, count) of one axis: as few tiles as possible, and these as small as possible."""
+    padded = _round_up(size)
+    overlap = _round_up(overlap)
+    tile = tile // STRIDE * STRIDE
+    if padded <= tile:
+        return padded, padded, padded, 1
+    # Over a longer overlap three tiles would meet; `merge` is written for two.
+    if tile < max(2 * overlap, STRIDE):
+        raise InputError(
+            f"tiles of {tile} voxels are too small for an overlap of {overlap}: "
+            "a tile must be at least twice its overlap, both in multiples of 8"
+        )
+    count = -(-(padded - overlap) // (tile - overlap))
+    tile = max(_round_up(-(-(padded + (count - 1) * overlap) // count)), 2 * overlap)
+    return padded, tile, tile - overlap, count
 
-    For n tiles the stride is the largest multiple of 8 that leaves the overlap; the tile takes up the rest.
-    """
-    padded = -(-size // STRIDE) * STRIDE
-    best = None
-    for count in range(1, padded // STRIDE + 1):
-        stride = (padded - overlap) // count // STRIDE * STRIDE if count > 1 else padded
-        length = padded - (count - 1) * stride
-        # An overlap longer than the stride would let three tiles meet; `merge` is written for two.
-        if length <= tile and stride > 0 and length <= 2 * stride and (best is None or count * length < best[0]):
-            best = (count * length, length, stride, count)
-        if stride == 0:
-            break
-    if best is None:
-        raise InputError(f"no tiles of at most {tile} voxels with overlap {overlap} cover {size}: "
-                         "the tile must be at least twice its overlap and a multiple of 8")
-    return padded, *best[1:]
+
+def _round_up(size: int) -> int:
+    return -(-size // STRIDE) * STRIDE
 
 
 def plan_tiles(shape: tuple[int, ...], tile: tuple[int, ...], overlap: tuple[int, ...]) -> TileGrid:
-    """The grid with the least work whose tiles are at most `tile` and overlap by at least `overlap` voxels.
+    """The fewest tiles of at most `tile` that overlap by `overlap` voxels, each no larger than that needs.
 
     Args:
       shape: the volume, D ints. An axis that fits into one tile is not cut.
@@ -103,7 +106,9 @@ def split(volume: jax.Array, grid: TileGrid) -> Callable[[jax.Array], jax.Array]
 
     def cut(number):
         index = jnp.stack(jnp.unravel_index(number, grid.counts))
-        begin = [index[axis] * grid.stride[axis] for axis in range(ndim)] + [0] * (volume.ndim - ndim)
+        most = [p - t for p, t in zip(grid.padded, grid.tile, strict=True)]
+        begin = [jnp.minimum(index[axis] * grid.stride[axis], most[axis]) for axis in range(ndim)]
+        begin += [0] * (volume.ndim - ndim)
         return jax.lax.dynamic_slice(padded, begin, grid.tile + volume.shape[ndim:])
 
     return jax.vmap(cut)
@@ -135,7 +140,10 @@ def merge(tiles: jax.Array, grid: TileGrid) -> jax.Array:
             first, last = np.ones(length, np.float32), np.ones(length, np.float32)
             first[stride:], last[: length - stride] = window[stride:], window[: length - stride]
             weights = np.stack([first, *[window] * (count - 2), last])
-            merged = merged * weights
+            # The last tile was pulled in to end with the volume: back to its place in the row, what hangs over is 0.
+            pulled = (count - 1) * stride + length - grid.padded[axis]
+            ending = jnp.pad(merged[..., -1:, pulled:], [(0, 0)] * (merged.ndim - 1) + [(0, pulled)])
+            merged = jnp.concatenate([merged[..., :-1, :], ending], axis=-2) * weights
             main, over = merged[..., :stride], merged[..., stride:]
             over = jnp.pad(over, [(0, 0)] * (over.ndim - 1) + [(0, 2 * stride - length)])
             none = [(0, 0)] * (merged.ndim - 2)

@@ -18,8 +18,19 @@ import numpy as np
 from jaxsynth.data.formats import HDF5, SUFFIXES, decode, hdf5_window, naming, read, read_labels, spacing_um, write
 from jaxsynth.errors import InputError
 
-__all__ = ["VolumeSet", "each", "find_files", "load", "open_set", "read", "read_labels", "read_patch", "spacing_um",
-           "subset", "write"]
+__all__ = [
+    "VolumeSet",
+    "each",
+    "find_files",
+    "load",
+    "open_set",
+    "read",
+    "read_labels",
+    "read_patch",
+    "spacing_um",
+    "subset",
+    "write",
+]
 
 CACHE_BYTES = 2 * 2**30  # decoded files that `read_patch` keeps
 
@@ -85,9 +96,15 @@ def find_files(path: str | os.PathLike | Sequence) -> list[Path]:
     return sorted(found)
 
 
-def open_set(path, *, channel: int | None = None, dataset: str | None = None,
-             spacing: Sequence[float] | None = None, min_shape: Sequence[int] | None = None,
-             allow_padding: bool = True) -> VolumeSet:
+def open_set(
+    path,
+    *,
+    channel: int | None = None,
+    dataset: str | None = None,
+    spacing: Sequence[float] | None = None,
+    min_shape: Sequence[int] | None = None,
+    allow_padding: bool = True,
+) -> VolumeSet:
     """Finds and checks images that belong together; every file is read once, one at a time.
 
     Args:
@@ -112,15 +129,18 @@ def open_set(path, *, channel: int | None = None, dataset: str | None = None,
             raise InputError(f"{file}: constant image, every voxel is {low}")
         first = volume if first is None else first
         if volume.ndim != first.ndim:
-            raise InputError(f"{file}: is {volume.ndim}D {volume.shape} but {paths[0]} is {first.ndim}D {first.shape}; "
-                             "2D and 3D images cannot be mixed")
+            raise InputError(
+                f"{file}: is {volume.ndim}D {volume.shape} but {paths[0]} is {first.ndim}D {first.shape}; "
+                "2D and 3D images cannot be mixed"
+            )
         if volume.dtype != first.dtype:
             raise InputError(f"{file}: is {volume.dtype} but {paths[0]} is {first.dtype}; dtypes cannot be mixed")
         if min_shape is not None and len(min_shape) != volume.ndim:
             raise InputError(f"{file}: is {volume.ndim}D {volume.shape}, the patch {tuple(min_shape)} is not")
         if min_shape is not None and not allow_padding and any(np.less(volume.shape, min_shape)):
-            raise InputError(f"{file}: image {volume.shape} is smaller than the patch {tuple(min_shape)} "
-                             "and padding is refused")
+            raise InputError(
+                f"{file}: image {volume.shape} is smaller than the patch {tuple(min_shape)} and padding is refused"
+            )
         shapes.append(volume.shape)
         size = spacing_um(file, dataset=dataset) if spacing is None else None
         if size is not None and len(size) == volume.ndim:
@@ -149,8 +169,9 @@ def each(volumes: VolumeSet) -> Iterator[np.ndarray]:
 def subset(volumes: VolumeSet, indices: Iterable[int]) -> VolumeSet:
     """The set of the volumes at `indices`, in that order."""
     indices = list(indices)
-    return dataclasses.replace(volumes, paths=tuple(volumes.paths[i] for i in indices),
-                               shapes=tuple(volumes.shapes[i] for i in indices))
+    return dataclasses.replace(
+        volumes, paths=tuple(volumes.paths[i] for i in indices), shapes=tuple(volumes.shapes[i] for i in indices)
+    )
 
 
 def read_patch(volumes: VolumeSet, index: int, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:

@@ -42,9 +42,7 @@ def check_t_start(t_start: int, num_timesteps: int) -> None:
         raise InputError(f"t_start must lie in 1..{num_timesteps} for this model, got {t_start}")
 
 
-def ddpm_plan(
-    schedule: Schedule, t_start: int, *, num_steps: int | None = None, variance: str = "fixed_large"
-) -> Plan:
+def ddpm_plan(schedule: Schedule, t_start: int, *, num_steps: int | None = None, variance: str = "fixed_large") -> Plan:
     """Plan of the ancestral (DDPM) sampler from `t_start` to the image (paper 001, eq. 6-7).
 
     With fewer steps than `t_start` the process is respaced: betas are those between the indices visited, since the

@@ -139,7 +139,7 @@ def step(parts: Parts, state: TrainState, batch: jax.Array, key: jax.Array) -> t
     params = optax.apply_updates(state.params, updates)
     ema_params = update_ema(state.ema_params, params, state.step, parts.ema_decay)
     state = TrainState(step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state)
-    return state, {"loss": value, "grad_norm": optax.global_norm(grads)}
+    return state, {"loss": value, "grad_norm": optax.tree.norm(grads)}
 
 
 def validate(parts: Parts, state: TrainState, batch: jax.Array, key: jax.Array) -> dict:
@@ -187,5 +187,3 @@ def preview(parts: Parts, state: TrainState, batch: jax.Array, key: jax.Array) -
 def single(denoise: gaussian.Denoise) -> Callable:
     """A batched denoiser as one of a single volume [*S, C] with t: int32 []."""
     return lambda x, t, cond: denoise(x[None], t[None], None if cond is None else cond[None])[0]
-
-

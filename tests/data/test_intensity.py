@@ -116,8 +116,11 @@ def test_floating_point_sets(cells, method):
     intensity = fit(images, method)
     whole = fit(cells, method)
     assert intensity.dtype == "float32"
-    np.testing.assert_allclose([intensity.background, intensity.low, intensity.high],
-                               np.array([whole.background, whole.low, whole.high]) / 1e4, rtol=0.02)
+    np.testing.assert_allclose(
+        [intensity.background, intensity.low, intensity.high],
+        np.array([whole.background, whole.low, whole.high]) / 1e4,
+        rtol=0.02,
+    )
     inside = np.clip(images[0], intensity.low, intensity.high).astype(np.float32)
     np.testing.assert_allclose(denormalise(normalise(inside, intensity), intensity), inside, rtol=1e-5)
 

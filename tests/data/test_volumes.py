@@ -62,18 +62,21 @@ def test_find_files_names_what_was_not_found(tmp_path):
 # ---- reading ----
 
 
-@pytest.mark.parametrize("options", [
-    {},
-    {"compression": "lzw"},
-    {"compression": "zlib", "predictor": True, "rowsperstrip": 7},
-    {"compression": "zstd", "tile": (16, 16)},
-    {"bigtiff": True},
-    {"bigtiff": True, "compression": "lzw", "byteorder": ">"},
-    {"byteorder": ">"},
-    {"imagej": True, "metadata": {"axes": "ZYX"}},
-    {"ome": True, "metadata": {"axes": "ZYX"}},
-    {"metadata": None},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "lzw"},
+        {"compression": "zlib", "predictor": True, "rowsperstrip": 7},
+        {"compression": "zstd", "tile": (16, 16)},
+        {"bigtiff": True},
+        {"bigtiff": True, "compression": "lzw", "byteorder": ">"},
+        {"byteorder": ">"},
+        {"imagej": True, "metadata": {"axes": "ZYX"}},
+        {"ome": True, "metadata": {"axes": "ZYX"}},
+        {"metadata": None},
+    ],
+)
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_tiff_of_every_kind_comes_back(tmp_path, stack, options, dtype):
     file = tmp_path / "a.tif"
@@ -246,11 +249,14 @@ def test_open_set(tmp_path, stack):
     assert last.paths == (found.paths[2], found.paths[0]) and last.dtype == found.dtype
 
 
-@pytest.mark.parametrize("data, word", [
-    (np.array([[0, np.nan], [1, 2]], np.float32), "NaN"),
-    (np.array([[0, np.inf], [1, 2]], np.float32), "infinite"),
-    (np.full((9, 9), 7, np.uint8), "constant"),
-])
+@pytest.mark.parametrize(
+    "data, word",
+    [
+        (np.array([[0, np.nan], [1, 2]], np.float32), "NaN"),
+        (np.array([[0, np.inf], [1, 2]], np.float32), "infinite"),
+        (np.full((9, 9), 7, np.uint8), "constant"),
+    ],
+)
 def test_open_set_refuses_values(tmp_path, data, word):
     tifffile.imwrite(tmp_path / "a.tif", data)
     refused(lambda: volumes.open_set(tmp_path), tmp_path / "a.tif", word)
@@ -283,10 +289,17 @@ def test_open_set_settles_the_voxel_size(tmp_path, stack):
     refused(lambda: volumes.open_set(tmp_path, spacing=(1, 1)), "spacing", "3")
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"compression": "lzw"}, {"compression": "lzw", "rowsperstrip": 8}, {"imagej": True}, {"ome": True},
-    {"bigtiff": True, "compression": "zlib"},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "lzw"},
+        {"compression": "lzw", "rowsperstrip": 8},
+        {"imagej": True},
+        {"ome": True},
+        {"bigtiff": True, "compression": "zlib"},
+    ],
+)
 @pytest.mark.parametrize("fraction", [0.02, 0.3, 0.6, 0.95])
 def test_truncated_tiff_is_refused(tmp_path, stack, options, fraction):
     file = tmp_path / "a.tif"
@@ -314,9 +327,14 @@ def test_damaged_and_empty_files_are_refused(tmp_path, stack):
     with h5py.File(tmp_path / "whole.h5", "w") as file:
         file.create_dataset("data/image", data=stack, compression="gzip", chunks=(1, 40, 33))
     h5 = (tmp_path / "whole.h5").read_bytes()
-    for name, content, word in (("a.tif", b"", "empty"), ("b.tif", b"no image at all", "unreadable"),
-                                ("c.png", png[: len(png) // 2], "truncated"), ("d.png", b"", "empty"),
-                                ("e.h5", h5[: len(h5) // 2], "truncated"), ("f.h5", b"text", "unreadable")):
+    for name, content, word in (
+        ("a.tif", b"", "empty"),
+        ("b.tif", b"no image at all", "unreadable"),
+        ("c.png", png[: len(png) // 2], "truncated"),
+        ("d.png", b"", "empty"),
+        ("e.h5", h5[: len(h5) // 2], "truncated"),
+        ("f.h5", b"text", "unreadable"),
+    ):
         (tmp_path / name).write_bytes(content)
         refused(lambda name=name: volumes.open_set(tmp_path / name), tmp_path / name, word)
     refused(lambda: volumes.read(tmp_path / "none.tif"), "none.tif", "no such file")
@@ -393,7 +411,9 @@ def test_patches_from_many_threads_while_files_leave_the_cache(tmp_path, stack, 
         rng = np.random.default_rng(worker)
         for _ in range(40):
             i, y = rng.integers(5), rng.integers(20)
-            np.testing.assert_array_equal(volumes.read_patch(found, i, (0, y, 0), (5, 20, 33)), stack[:, y:y + 20] + i)
+            np.testing.assert_array_equal(
+                volumes.read_patch(found, i, (0, y, 0), (5, 20, 33)), stack[:, y : y + 20] + i
+            )
         return True
 
     with ThreadPoolExecutor(8) as pool:
@@ -407,7 +427,7 @@ def test_patches_from_many_threads_while_files_leave_the_cache(tmp_path, stack, 
 @pytest.mark.parametrize("spacing", [None, (1.75, 0.1625, 0.2)])
 def test_written_images_come_back(tmp_path, stack, dtype, spacing):
     for data in (stack.astype(dtype), stack[0].astype(dtype)):
-        size = spacing and spacing[-data.ndim:]
+        size = spacing and spacing[-data.ndim :]
         volumes.write(tmp_path / "a.tif", data, spacing_um=size)
         read = volumes.read(tmp_path / "a.tif")
         np.testing.assert_array_equal(read, data)
@@ -466,14 +486,21 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, stack, mo
 # ---- real data ----
 
 
-@pytest.mark.parametrize("name, count, ndim, dtype", [
-    ("gowt1", 48, 2, "uint8"), ("hela", 22, 2, "uint16"), ("dsb2018", 334, 2, "uint8"), ("embryo3d", 22, 3, "uint16"),
-])
+@pytest.mark.parametrize(
+    "name, count, ndim, dtype",
+    [
+        ("gowt1", 48, 2, "uint8"),
+        ("hela", 22, 2, "uint16"),
+        ("dsb2018", 334, 2, "uint8"),
+        ("embryo3d", 22, 3, "uint16"),
+    ],
+)
 def test_real_sets_open(real_data, name, count, ndim, dtype):
     found = volumes.open_set(real_data / name / "images")
     assert (len(found.paths), found.ndim, found.dtype) == (count, ndim, dtype)
-    labels = volumes.read_labels(next(f for f in volumes.find_files(real_data / name / "masks")
-                                      if f.stem == found.paths[-1].stem))
+    labels = volumes.read_labels(
+        next(f for f in volumes.find_files(real_data / name / "masks") if f.stem == found.paths[-1].stem)
+    )
     assert labels.shape == found.shapes[-1] and labels.max() > 0
     whole = volumes.load(found, -1)
     start = [n // 3 for n in whole.shape]

@@ -1,0 +1,83 @@
+"""Convolutions of the two kinds the networks need, for any number of space axes.
+
+`x` is [B, *S, C_in], `kernel` is [*(k,) * D, C_in, C_out], whatever form the computation takes.
+
+The forms are chosen by time. XLA's stride-2 convolutions have slow gradients in 3D, so halving is written as a
+stride-1 convolution of size 2 on 2 x 2 (x 2) cells. XLA on CPU is fast in 2D and several times slower in 3D, so
+there a 3D convolution is the sum of 2D convolutions over the taps along z.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def same_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Stride-1 convolution with zeros outside: [B, *S, C_in] -> [B, *S, C_out], odd kernel sizes."""
+    if kernel.shape[0] == 1:
+        return x @ kernel.reshape(kernel.shape[-2:])
+    if x.ndim == 5 and on_cpu():
+        return _sum_over_planes(same_conv, x, kernel, kernel.shape[0] // 2, 1)
+    return _convolve(x, kernel, "SAME")
+
+
+def down_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Convolution of size 4, stride 2, one zero outside: [B, *S, C_in] -> [B, *S/2, C_out], S even."""
+    if x.ndim == 5 and on_cpu():
+        return _sum_over_planes(down_conv, x, kernel, 1, 2)
+    rank = x.ndim - 2
+    padded = jnp.pad(x, [(0, 0), *[(1, 1)] * rank, (0, 0)])
+    # Voxel 2 i + j of an axis is place j of cell i, in the image and in the kernel alike.
+    return _convolve(_cells(padded, 1), _cells(kernel, 0), "VALID")
+
+
+def pixel_shuffle(x: jax.Array) -> jax.Array:
+    """Trade channels for resolution: [B, *S, C * 2**D] -> [B, *2S, C].
+
+    Input channel c * 2**D + i, i = (dz, dy, dx) in binary, becomes channel c at 2 z + dz, 2 y + dy, 2 x + dx.
+    """
+    rank = x.ndim - 2
+    space = x.shape[1:-1]
+    x = x.reshape(x.shape[0], *space, -1, *(2,) * rank)
+    order = [0]
+    for axis in range(rank):
+        order += [1 + axis, 2 + rank + axis]
+    x = x.transpose(*order, 1 + rank)
+    return x.reshape(x.shape[0], *(2 * size for size in space), x.shape[-1])
+
+
+def on_cpu() -> bool:
+    """Whether to choose the forms that are fast on CPU."""
+    return jax.default_backend() == "cpu"
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
+    space = "ZYX"[-(x.ndim - 2) :]
+    numbers = (f"N{space}C", f"{space}IO", f"N{space}C")
+    return lax.conv_general_dilated(x, kernel, (1,) * len(space), padding, dimension_numbers=numbers)
+
+
+def _sum_over_planes(convolve, x: jax.Array, kernel: jax.Array, padding: int, stride: int) -> jax.Array:
+    """A 3D convolution as a sum, over the taps along z, of 2D ones that take planes for images of the batch."""
+    batch, depth = x.shape[0], x.shape[1] // stride
+    padded = jnp.pad(x, [(0, 0), (padding, padding), (0, 0), (0, 0), (0, 0)])
+    total = 0.0
+    for tap, kernel_2d in enumerate(kernel):
+        planes = padded[:, tap : tap + stride * (depth - 1) + 1 : stride]
+        total = total + convolve(planes.reshape(batch * depth, *planes.shape[2:]), kernel_2d)
+    return total.reshape(batch, depth, *total.shape[1:])
+
+
+def _cells(x: jax.Array, first: int) -> jax.Array:
+    """Halve the space axes from `first`, moving the two places of each to the channels: the next axis after them.
+
+    [B, *2S, C] -> [B, *S, 2**D * C] for an image (first = 1), [*(4,) * D, C, F] -> [*(2,) * D, 2**D * C, F] for a
+    kernel (first = 0).
+    """
+    end = x.ndim - 1 if first else x.ndim - 2
+    rank = end - first
+    halves = [size // 2 for size in x.shape[first:end]]
+    x = x.reshape(*x.shape[:first], *(n for half in halves for n in (half, 2)), *x.shape[end:])
+    cells, places = range(first, first + 2 * rank, 2), range(first + 1, first + 2 * rank, 2)
+    x = x.transpose(*range(first), *cells, *places, *range(first + 2 * rank, x.ndim))
+    return x.reshape(*x.shape[:first], *halves, -1, *x.shape[first + 2 * rank + 1 :])

@@ -1,0 +1,89 @@
+"""From a folder of images to an annotated synthetic data set, with the defaults of every step.
+
+    python -m jaxsynth.quickstart [FOLDER_OF_IMAGES]
+
+Runs the commands of jaxsynth one after the other and prints each, to be run again with other options. Without a
+folder it starts from images of the embedded microscope. Safe to run twice: finished steps are not repeated.
+"""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from jaxsynth import cli
+from jaxsynth.errors import InputError
+
+NUM_REAL, NUM_SYNTHETIC = 24, 8
+LARGEST = {2: (256, 256), 3: (32, 96, 96)}  # synthetic images of the quickstart, voxels: minutes, not hours, on CPU
+
+
+def main() -> None:
+    """Entry point of the command."""
+    cli.run(_main)
+
+
+def _main() -> None:
+    parser = cli.Parser("jaxsynth.quickstart", __doc__)
+    parser.add_argument("folder", nargs="?", help="your images (default: images of the embedded microscope)")
+    parser.add_argument("--out", default="runs/quickstart", help="default: runs/quickstart")
+    parser.add_argument("--train_steps", type=int, help="default: 500 in 2D, 200 in 3D")
+    args = parser.parse_args()
+    out = Path(args.out)
+    real = Path(args.folder) if args.folder else out / "real" / "images"
+    asked = str(real.resolve())
+    # One folder, one source of images: a model is never continued on others.
+    note = out / "images.txt"
+    if note.is_file() and note.read_text() != asked:
+        raise InputError(f"{out} was made from {note.read_text()}: remove it or give another --out")
+
+    if not args.folder:
+        _step(
+            1, "images of the embedded microscope stand in for real ones",
+            "simulate", "--recipe", "nuclei", "--num", NUM_REAL, "--seed", 1, "--render", "--out", out / "real",
+        )  # fmt: skip
+    shape = _shape(real)
+    out.mkdir(parents=True, exist_ok=True)
+    note.write_text(asked)
+    _step(
+        2, "a diffusion model learns what the images look like; it never sees a label",
+        "train", "--config", "configs/quickstart.py", "--workdir", out / "model", f"--config.data.path={real}",
+        *(["--config.data.batch_size=1"] if len(shape) == 3 else []),
+        f"--config.train.num_steps={args.train_steps or (200 if len(shape) == 3 else 500)}",
+    )  # fmt: skip
+    _step(
+        3, "new cells are simulated, sketched, noised and denoised into images",
+        "sample", "--checkpoint", out / "model", "--recipe", "nuclei", "--num", NUM_SYNTHETIC,
+        "--shape", ",".join(map(str, shape)), "--num_steps", 50, "--out", out / "dataset",
+    )  # fmt: skip
+    _step(
+        4, "real and synthetic images are compared",
+        "evaluate", "--real", real, "--synthetic", out / "dataset", "--out", out,
+    )  # fmt: skip
+    print(
+        f"\nLook at {out / 'overview.png'} (real | labels | sketch | synthetic) and {out / 'evaluation.png'}.\n"
+        f"The annotated data set is {out / 'dataset'}: images/ and labels/ have equal names.\n"
+        "Next: bash launch/quickstart.sh FOLDER_OF_YOUR_IMAGES, or the steps above with other options;\n"
+        "for images worth publishing train longer: python -m jaxsynth.train --config configs/ddpm.py ... on a GPU."
+    )
+
+
+def _shape(real: Path) -> tuple[int, ...]:
+    """The size of the synthetic images: the first real one's, at most LARGEST."""
+    from jaxsynth.data import volumes
+
+    first = volumes.read(volumes.find_files(real)[0]).shape
+    return tuple(min(size, most) for size, most in zip(first, LARGEST[len(first)], strict=True))
+
+
+def _step(number: int, what: str, command: str, *args) -> None:
+    """Runs one command of jaxsynth; its error line and status become this command's."""
+    words = ["-m", f"jaxsynth.{command}", *map(str, args)]
+    print(f"\n[{number}/4] {what}\n$ python {shlex.join(words)}", flush=True)
+    status = subprocess.run([sys.executable, *words], check=False).returncode
+    if status:
+        sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""The diffusion task: one step in every arrangement of devices and micro-batches, and that it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from jaxsynth import devices, keys
+from jaxsynth.errors import InputError
+from jaxsynth.tasks import ddpm
+
+SHAPE = (8, 16, 16, 1)
+
+
+def small(**overrides):
+    config = common.get_config()
+    config.model.features = 4
+    config.train.num_steps = 100
+    config.optim.schedule = "constant"
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return 0.3 * jax.random.normal(jax.random.key(5), SHAPE)
+
+
+def init(parts):
+    return jax.jit(lambda key: ddpm.init(parts, key, SHAPE))(keys.root(0))
+
+
+def run_step(config, batch, place=lambda x: x, replicate=lambda x: x):
+    parts = ddpm.build(config)
+    key = keys.root(0)
+    state = replicate(init(parts))
+    step = jax.jit(lambda s, b: ddpm.step(parts, s, b, key))
+    return step(state, place(batch)), step
+
+
+def close(one, other, rtol=1e-4, atol=1e-6):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), one, other)
+
+
+@pytest.fixture(scope="module")
+def plain(batch):
+    """One step with RAdam on one device: the reference of the other arrangements."""
+    return run_step(small(), batch)[0]
+
+
+def test_eight_devices_equal_one(batch, plain):
+    mesh = devices.make_mesh()
+    assert mesh.size == 8
+    (state, scalars), _ = run_step(
+        small(),
+        batch,
+        lambda x: jax.device_put(x, devices.split(mesh)),
+        lambda tree: jax.device_put(tree, devices.replicated(mesh)),
+    )
+    close(scalars, plain[1])
+    # The first RAdam steps move by the momentum alone, so parameters differ no more than gradients do.
+    close(state.params, plain[0].params, atol=1e-5)
+
+
+def test_work_is_split_over_devices(batch):
+    """The compiled step of each device has about an eighth of the one-device step's operations."""
+    mesh = devices.make_mesh()
+    parts, key = ddpm.build(small()), keys.root(0)
+    state = jax.eval_shape(lambda k: ddpm.init(parts, k, SHAPE), key)
+
+    def flops(split, replicated):
+        step = jax.jit(lambda s, b: ddpm.step(parts, s, b, key), in_shardings=(replicated, split))
+        return step.lower(state, batch).compile().cost_analysis()["flops"]
+
+    alone = devices.make_mesh(jax.devices()[:1])
+    whole = flops(devices.split(alone), devices.replicated(alone))
+    assert flops(devices.split(mesh), devices.replicated(mesh)) < whole / 5
+
+
+def test_micro_batches_equal_the_whole(batch, plain):
+    state, scalars = run_step(small(**{"optim.accumulate": 4}), batch)[0]
+    close(scalars, plain[1])
+    close(state.params, plain[0].params, atol=1e-5)
+
+
+def test_the_second_step_does_not_recompile(batch):
+    (state, _), step = run_step(small(), batch)
+    state, _ = step(state, batch)
+    step(state, batch)
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", ["radam", "adamw"])
+def test_training_lowers_the_held_out_loss(batch, name):
+    config = small(
+        **{
+            "optim.name": name,
+            "optim.learning_rate": 1e-2,
+            "optim.ema_decay": 0.9,
+            "model.noise_channel": name == "adamw",
+        }
+    )
+    parts, key = ddpm.build(config), keys.root(0)
+    state = init(parts)
+    step = jax.jit(lambda s, b: ddpm.step(parts, s, b, key))
+    validate = jax.jit(lambda s: ddpm.validate(parts, s, batch, key))
+    before = validate(state)["loss"]
+    for _ in range(100):
+        state, scalars = step(state, batch)
+        assert np.isfinite(scalars["loss"])
+    after = validate(state)
+    assert after["loss"] < 0.9 * before
+    assert set(after) == {"loss", "loss_t99", "loss_t399", "loss_t899"}
+
+
+def test_draws_differ_from_step_to_step_and_follow_the_counter(batch):
+    parts, key = ddpm.build(small(**{"optim.learning_rate": 0.0})), keys.root(0)
+    state = init(parts)
+    step = jax.jit(lambda s, b: ddpm.step(parts, s, b, key))
+    next_state, first = step(state, batch)
+    _, second = step(next_state, batch)
+    _, again = step(state.replace(step=jnp.int32(1)), batch)
+    assert first["loss"] != second["loss"]
+    assert again["loss"] == second["loss"]
+
+
+def test_the_average_forgets_its_start():
+    """With constant parameters the average reaches them; the warm-up decay is the stated one."""
+    from jaxsynth.optimiser import update_ema
+
+    average = jnp.float32(100.0)
+    expected = 100.0
+    for step in range(300):
+        average = update_ema(average, jnp.float32(1.0), jnp.int32(step), 0.99)
+        decay = min(0.99, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay)
+    np.testing.assert_allclose(average, expected, rtol=1e-4)
+    assert abs(expected - 1) < 0.1
+
+
+def test_preview_shows_real_and_sampled_patches(batch):
+    parts = ddpm.build(small(**{"diffusion.t_max": 50}))
+    state = init(parts)
+    volumes = jax.jit(lambda s, b: ddpm.preview(parts, s, b, keys.root(0)))(state, batch)
+    np.testing.assert_array_equal(volumes["real"], batch[0, ..., 0])
+    assert len(volumes) == 4
+    assert all(volume.shape == SHAPE[1:-1] and bool(jnp.isfinite(volume).all()) for volume in volumes.values())
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        {"diffusion.t_max": 0},
+        {"diffusion.t_max": 1001},
+        {"diffusion.schedule": "cos"},
+        {"optim.name": "sgd"},
+        {"optim.schedule": "step"},
+    ],
+)
+def test_senseless_configurations_are_named(override):
+    ((_, value), *_) = override.items()
+    with pytest.raises(InputError, match=str(value)):
+        ddpm.build(small(**override))

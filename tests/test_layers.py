@@ -1,0 +1,83 @@
+"""The layers of the house: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "jaxsynth"
+BASE = {"errors", "records", "keys", "devices"}
+KERNELS = {"sim", "nn", "diffusion", "seg", "metrics"}
+COMMANDS = {"train", "simulate", "sample", "evaluate", "quickstart"}
+# What each part of the package may import of the others.
+MAY = (
+    {name: {"errors", "records"} for name in BASE}
+    | {kernel: BASE | {kernel} for kernel in KERNELS}
+    | {
+        "data": BASE | {"data", "sim"},
+        "figures": BASE,
+        "cli": BASE,
+        "optimiser": BASE,
+        "checkpoint": BASE,
+        "log": BASE | {"figures"},
+        "manifest": BASE,
+        "tasks": BASE | KERNELS | {"data", "tasks", "optimiser"},
+    }
+)
+# Libraries kept to one place, so that a change in one of them touches little.
+ONLY_IN = {
+    "flax.linen": {"nn"},
+    "ml_collections": {"cli", "tasks"} | COMMANDS,
+    "matplotlib": {"figures"},
+    "orbax": {"checkpoint"},
+    "tensorboardX": {"log"},
+    "tifffile": {"data"},
+    "h5py": {"data"},
+    "tensorflow_datasets": {"data"},
+    "torch": set(),
+    "tensorflow": set(),
+}
+# The commands write files; of the layers below only these may.
+FILES = {"data", "checkpoint", "log", "figures", "manifest", "cli"} | COMMANDS
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imports(tree):
+    """Every dotted name a module imports, with what it takes from there."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def part_of(file):
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_point_downwards(file):
+    part = part_of(file)
+    for name in imports(ast.parse(file.read_text())):
+        if name.startswith("jaxsynth."):
+            other = name.split(".")[1]
+            if part not in COMMANDS and part != "__init__" and other != "__version__":
+                assert other in MAY[part], f"{part} imports {name}"
+            assert other not in COMMANDS, f"{part} imports the command {name}"
+        for library, places in ONLY_IN.items():
+            if name == library or name.startswith(library + "."):
+                assert part in places, f"{part} imports {name}"
+
+
+@pytest.mark.parametrize("file", MODULES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_kernels_touch_no_files(file):
+    part = part_of(file)
+    if part in FILES or part == "__init__":
+        return
+    names = set(imports(ast.parse(file.read_text())))
+    assert not {name for name in names if name.split(".")[0] in {"pathlib", "os", "io", "shutil", "tempfile"}}
+
+
+def test_there_are_modules_to_check():
+    assert {part_of(file) for file in MODULES} >= {"data", "nn", "sim", "train"}

@@ -1,0 +1,186 @@
+"""The training command as a user runs it: resumed, killed, interrupted, and given what it cannot use."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxsynth import checkpoint
+from jaxsynth.data import volumes
+
+ROOT = Path(__file__).parent.parent
+SMALL = {
+    "data.patch": "(16,16)",
+    "data.batch_size": 4,
+    "model.features": 2,
+    "diffusion.t_max": 400,
+    "train.num_steps": 12,
+    "train.log_every": 2,
+    "train.val_every": 4,
+    "train.checkpoint_every": 4,
+    "train.preview_every": 12,
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Four uint16 images, and a nested folder of one with another dtype."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        volumes.write(folder / f"{i}.tif", rng.integers(100, 5000, (40, 48)).astype(np.uint16), spacing_um=(0.5, 0.5))
+    return folder
+
+
+def command(workdir, images, **overrides):
+    keys = SMALL | {"data.path": images} | overrides
+    args = [f"--config.{name}={value}" for name, value in keys.items()]
+    return [sys.executable, "-m", "jaxsynth.train", "--config", "configs/common.py", "--workdir", workdir, *args]
+
+
+def environment():
+    return os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
+
+
+def train(workdir, images, **overrides):
+    args = [str(arg) for arg in command(workdir, images, **overrides)]
+    return subprocess.run(args, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+
+
+def start(workdir, images, **overrides):
+    args = [str(arg) for arg in command(workdir, images, **overrides)]
+    return subprocess.Popen(args, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+
+
+def state_of(workdir, step="latest"):
+    """The raw arrays of a checkpoint."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as reader:
+        return reader.restore(checkpoint.find(workdir, step).absolute() / "state")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, images):
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("run") / "whole"
+    done = train(workdir, images)
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    workdir, output = finished
+    assert "3 training and 1 held-out images (2D, uint16), kept on the device" in output
+    assert "ETA" in output
+    rows = [json.loads(line) for line in (workdir / "scalars.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in rows if "val/loss" in row] == [4, 8, 12]
+    assert list((workdir / "tensorboard").glob("events.out.tfevents.*"))
+    assert (workdir / "previews" / "0000012.png").stat().st_size > 1000
+    metadata = checkpoint.read_metadata(workdir)
+    assert metadata["spacing_um"] == [0.5, 0.5]
+    assert metadata["intensity"]["dtype"] == "uint16"
+    assert metadata["config"]["model"]["features"] == 2
+    # The last two, and the best where it is neither.
+    steps = {int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()}
+    assert {8, 12} <= steps <= {4, 8, 12}
+
+
+def test_a_killed_run_ends_bit_identical(finished, images, tmp_path):
+    """SIGKILL after the first checkpoint; the same command then ends with the parameters of the whole run."""
+    workdir = tmp_path / "killed"
+    process = start(workdir, images)
+    for line in process.stdout:
+        if line.startswith("step 6/"):
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait(60) == -signal.SIGKILL
+    again = train(workdir, images)
+    assert again.returncode == 0, again.stderr
+    assert "continuing at step" in again.stdout
+    jax.tree.map(np.testing.assert_array_equal, state_of(workdir), state_of(finished[0]))
+    rows = [json.loads(line) for line in (workdir / "scalars.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [2, 4, 6, 8, 10, 12]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_so(images, tmp_path, number):
+    workdir = tmp_path / "stopped"
+    process = start(workdir, images, **{"train.num_steps": 100_000, "train.checkpoint_every": 100_000})
+    for line in process.stdout:
+        if line.startswith("step 2/"):
+            process.send_signal(number)
+            break
+    output = process.stdout.read()
+    assert process.wait(60) == 128 + number
+    assert "saved" in output and f"signal {int(number)}" in output
+    assert int(state_of(workdir)["step"]) >= 2
+
+
+def test_a_non_finite_loss_stops_and_names_the_last_good_checkpoint(images, tmp_path):
+    workdir = tmp_path / "diverged"
+    first = train(workdir, images, **{"train.num_steps": 4, "optim.schedule": "constant"})
+    assert first.returncode == 0, first.stderr
+    done = train(workdir, images, **{"optim.learning_rate": 1e30, "optim.schedule": "constant", "train.num_steps": 40})
+    assert done.returncode == 1
+    assert "not finite" in done.stderr and str(workdir / "checkpoints" / "4") in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert checkpoint.find(workdir, "latest").name == "4"
+
+
+def test_a_finished_run_has_nothing_to_do(finished, images):
+    again = train(finished[0], images)
+    assert again.returncode == 0
+    assert "nothing to do" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model.norm": "instance"}, "model"),
+        ({"data.normalization": "percentile"}, "data.normalization"),
+    ],
+)
+def test_a_run_cannot_go_on_as_another(finished, images, overrides, message):
+    done = train(finished[0], images, **overrides)
+    assert done.returncode == 2
+    assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data.pach": 3}, 'Did you mean "patch"'),
+        ({"data.batch_size": "many"}, "batch_size"),
+        ({"data.patch": "(16,)"}, "data.patch"),
+        ({"data.patch": "(16,16,16)"}, "2D"),
+        ({"data.path": "nowhere"}, "nowhere"),
+        ({"data.path": ""}, "data.path"),
+        ({"task": "dppm"}, "ddpm"),
+        ({"data.patch": "(64,64)", "data.allow_padding": False}, "smaller than the patch"),
+        ({"data.batch_size": 0}, "batch_size"),
+    ],
+)
+def test_mistakes_get_one_line_and_leave_nothing(images, tmp_path, overrides, message):
+    done = train(tmp_path / "run", images, **overrides)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_is_quick_to_read_and_needs_no_jax():
+    code = (
+        "import sys; sys.argv = ['x', '--help']; import jaxsynth.train as t\ntry: t.main()\nexcept SystemExit: pass\n"
+    )
+    code += "assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--workdir" in done.stdout
