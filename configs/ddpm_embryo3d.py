@@ -12,8 +12,8 @@ def get_config():
     config.data.val_fraction = 0.1  # the last embryo, both of its stages
     config.diffusion.t_max = 500
     config.optim.ema_decay = 0.995
-    config.train.num_steps = 1500
-    config.train.val_every = 250
-    config.train.checkpoint_every = 250
-    config.train.preview_every = 1000
+    config.train.num_steps = 800
+    config.train.val_every = 200
+    config.train.checkpoint_every = 200
+    config.train.preview_every = 400
     return config

@@ -9,8 +9,8 @@ def get_config():
     config.data.batch_size = 4
     config.diffusion.t_max = 500
     config.optim.ema_decay = 0.995
-    config.train.num_steps = 2000
-    config.train.val_every = 250
-    config.train.checkpoint_every = 250
-    config.train.preview_every = 1000
+    config.train.num_steps = 1600
+    config.train.val_every = 200
+    config.train.checkpoint_every = 200
+    config.train.preview_every = 800
     return config

@@ -103,7 +103,7 @@ def sample(args: argparse.Namespace) -> None:
 
     from jaxsynth import checkpoint, devices, keys
     from jaxsynth.data import intensity as intensities
-    from jaxsynth.data import volumes
+    from jaxsynth.data import tiles, volumes
     from jaxsynth.diffusion import samplers
     from jaxsynth.sim.sketch import blur
     from jaxsynth.tasks import ddpm
@@ -123,6 +123,7 @@ def sample(args: argparse.Namespace) -> None:
     ndim = len(config.data.patch)
     tile = _per_axis("--tile", args.tile, ndim, 8) or TILES[ndim][0]
     overlap = _per_axis("--overlap", args.overlap, ndim, 0) or TILES[ndim][1]
+    tiles.plan_tiles((2 * max(tile),) * ndim, tile, overlap)  # says so where they do not go together
     if args.sigma < 0:
         raise InputError(f"--sigma must not be negative, got {args.sigma}")
     if args.num is not None and args.num < 1:

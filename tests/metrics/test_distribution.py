@@ -83,5 +83,6 @@ def test_texture_scale_is_the_blur_of_white_noise(sigma):
     noise = np.random.default_rng(2).normal(size=(256, 256))
     blurred = ndimage.gaussian_filter(noise, sigma, mode="wrap")
     np.testing.assert_allclose(d.statistics(blurred)["texture_scale_vox"], sigma, rtol=0.08)
-    np.testing.assert_allclose(d.statistics(900 + 7 * blurred)["texture_scale_vox"],
-                               d.statistics(blurred)["texture_scale_vox"], rtol=1e-6)
+    np.testing.assert_allclose(
+        d.statistics(900 + 7 * blurred)["texture_scale_vox"], d.statistics(blurred)["texture_scale_vox"], rtol=1e-6
+    )

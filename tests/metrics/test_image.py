@@ -21,8 +21,13 @@ def pair(shape, dtype, pedestal=0.0):
     return [v.astype(dtype) for v in (smooth, noisy)]
 
 
-CASES = [((61, 45), np.float32, 0), ((12, 21, 17), np.float32, 0), ((61, 45), np.uint16, 33000),
-         ((12, 21, 17), np.uint16, 33000), ((7, 9), np.float32, 0)]
+CASES = [
+    ((61, 45), np.float32, 0),
+    ((12, 21, 17), np.float32, 0),
+    ((61, 45), np.uint16, 33000),
+    ((12, 21, 17), np.uint16, 33000),
+    ((7, 9), np.float32, 0),
+]
 
 
 @pytest.mark.parametrize("shape, dtype, pedestal", CASES)

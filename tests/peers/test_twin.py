@@ -9,7 +9,7 @@ from jaxsynth.nn.unet import UNet
 
 torch = pytest.importorskip("torch")
 
-from tests.peers.unet import TorchUNet, state_dict_of  # noqa: E402  (needs torch)
+from .unet import TorchUNet, state_dict_of  # noqa: E402  (needs torch)
 
 SHAPES = {2: (2, 32, 24, 2), 3: (2, 16, 24, 16, 2)}
 
@@ -37,9 +37,7 @@ def _to_torch(x):
     return torch.from_numpy(np.moveaxis(np.asarray(x), -1, 1).copy())
 
 
-@pytest.mark.parametrize(
-    "rank, norm", [(2, "instance"), (2, "group"), (2, "none"), (3, "instance"), (3, "none")]
-)
+@pytest.mark.parametrize("rank, norm", [(2, "instance"), (2, "group"), (2, "none"), (3, "instance"), (3, "none")])
 def test_same_output_and_gradients(rank, norm):
     net = UNet(out_channels=2, norm=norm)
     keys = jax.random.split(jax.random.key(1))

@@ -1,0 +1,255 @@
+"""Compares synthetic images with real ones.
+
+    python -m jaxsynth.evaluate --real FOLDER --synthetic runs/mine/dataset --out runs/mine/evaluation
+    python -m jaxsynth.evaluate --real FOLDER --synthetic runs/mine/dataset --paired
+
+As sets: histogram distances (KLD, Bhattacharyya), spectra, background noise, texture and brightness, with one half
+of the real images against the other as the yardstick. With --paired, files of equal name show the same cells, and
+PSNR, SSIM, MAE, NRMSE and ZNCC are taken of each pair too. OUT gets evaluation.json, evaluation.png, overview.png.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from jaxsynth import cli
+from jaxsynth import manifest as manifests
+from jaxsynth.errors import InputError
+
+NUM_BINS = 100
+ROWS = 4  # of the overview
+
+
+def main() -> None:
+    """Entry point of the command."""
+    cli.run(_main)
+
+
+def _main() -> None:
+    parser = cli.Parser("jaxsynth.evaluate", __doc__)
+    parser.add_argument("--real", required=True, help="folder, glob or file of real images")
+    parser.add_argument("--synthetic", required=True, help="folder of synthetic images, or a data set with images/")
+    parser.add_argument("--paired", action="store_true", help="files of equal name show the same cells")
+    parser.add_argument("--out", help="folder of the results (default: beside the synthetic images)")
+    parser.add_argument("--num", type=int, help="compare at most so many images of each set")
+    parser.add_argument("--channel", type=int, help="channel of the real images")
+    parser.add_argument("--dataset", help="data set inside HDF5 files (default: data/image)")
+    args = parser.parse_args()
+    if args.num is not None and args.num < 1:
+        raise InputError(f"--num: expected 1 or more; got {args.num}")
+    evaluate(args)
+
+
+def evaluate(args) -> dict:
+    """Compares and writes; returns what evaluation.json holds.
+
+    Raises:
+      InputError: unusable images; nothing has been written then.
+    """
+    import numpy as np
+
+    from jaxsynth import figures
+    from jaxsynth.data import intensity as intensities
+    from jaxsynth.data import volumes
+    from jaxsynth.metrics import distribution
+
+    folder = Path(args.synthetic)
+    images = folder / "images" if (folder / "images").is_dir() else folder
+    real = volumes.open_set(args.real, channel=args.channel, dataset=args.dataset)
+    synthetic = volumes.open_set(images)
+    if real.ndim != synthetic.ndim:
+        raise InputError(f"--real images are {real.ndim}D, --synthetic {synthetic.ndim}D")
+    pairs = _pairs(real, synthetic) if args.paired else None
+    real_all = real
+    if pairs:
+        pairs = pairs[: args.num]
+        real = volumes.subset(real, [i for i, _ in pairs])
+        synthetic = volumes.subset(synthetic, [j for _, j in pairs])
+    elif args.num:
+        # Spread over the set, since neighbouring files are often alike.
+        real, synthetic = (volumes.subset(s, _spread(len(s.paths), args.num)) for s in (real, synthetic))
+    out = Path(args.out) if args.out else images.parent
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file, expected a folder")
+
+    # Histograms and spectra are taken where the noise of dim and bright voxels is alike, on the real set's scale.
+    scale = intensities.fit(lambda: volumes.each(real_all), "asinh")
+    edges = scale.background + scale.scale * np.sinh(
+        np.linspace(
+            *(np.arcsinh((end - scale.background) / scale.scale) for end in (scale.low, scale.high)), NUM_BINS + 1
+        )
+    )
+    if real.dtype.kind in "iu":
+        edges = distribution.snap(edges)
+
+    def measure(each: Callable[[], Iterator]) -> dict:
+        counts, spectra, numbers = 0, [], []
+        for image in each():
+            counts = counts + distribution.histogram(image, edges)
+            spectra.append(distribution.spectrum(intensities.normalise(image, scale)))
+            numbers.append(distribution.statistics(image))
+        means = {name: float(np.mean([row[name] for row in numbers])) for name in numbers[0]}
+        return {"counts": counts, "spectrum": np.nanmean(spectra, axis=0), "statistics": means}
+
+    measured = {"real": measure(lambda: volumes.each(real)), "synthetic": measure(lambda: volumes.each(synthetic))}
+    drawn = _sketches(folder, [path.stem for path in synthetic.paths])
+    if drawn:
+        measured["sketch"] = measure(lambda: (read() for read in drawn))
+    half = len(real.paths) // 2
+    if half:
+        first = measure(lambda: volumes.each(volumes.subset(real, range(half))))
+        measured["real, other half"] = measure(lambda: volumes.each(volumes.subset(real, range(half, len(real.paths)))))
+
+    def compare(one: dict, other: dict) -> dict:
+        return {
+            "kld": distribution.kld(one["counts"], other["counts"]),
+            "bhattacharyya": distribution.bhattacharyya(one["counts"], other["counts"]),
+            "spectral_distance_db": distribution.spectral_distance(one["spectrum"], other["spectrum"]),
+        }
+
+    distances = {
+        name: compare(measured["real"], measured[name]) for name in ("synthetic", "sketch") if name in measured
+    }
+    if half:
+        distances["real, other half"] = compare(first, measured["real, other half"])
+    result = {
+        "real": [str(path.name) for path in real.paths],
+        "synthetic": [str(path.name) for path in synthetic.paths],
+        "distances_from_real": distances,
+        "statistics": {name: row["statistics"] for name, row in measured.items() if name != "real, other half"},
+    }
+    if pairs:
+        result["paired"] = _paired(real, synthetic, scale)
+    manifests.make_folders(out, ("",))
+    manifests.write_json(out / "evaluation.json", _finite(result))
+    _draw(figures, out, folder, real, synthetic, measured, edges, distribution.frequencies(32), bool(pairs))
+    _report(result)
+    print(f"written: {out / 'evaluation.json'}, {out / 'evaluation.png'}, {out / 'overview.png'}")
+    return result
+
+
+def _spread(count: int, num: int) -> list[int]:
+    """At most `num` of the indices 0..count-1, evenly spread."""
+    return sorted({round(i * (count - 1) / max(num - 1, 1)) for i in range(min(num, count))})
+
+
+def _pairs(real, synthetic) -> list[tuple[int, int]]:
+    """(index of the real, index of the synthetic image) of equal names and shapes, every synthetic one once.
+
+    Raises:
+      InputError: a synthetic image without a real one, or of another shape.
+    """
+    by_name = {path.stem: i for i, path in enumerate(real.paths)}
+    pairs = []
+    for j, path in enumerate(synthetic.paths):
+        if path.stem not in by_name:
+            raise InputError(f"--paired: no real image is named as {path}")
+        i = by_name[path.stem]
+        if real.shapes[i] != synthetic.shapes[j]:
+            raise InputError(
+                f"{path}: expected the shape of {real.paths[i]}, {real.shapes[i]}; got {synthetic.shapes[j]}"
+            )
+        pairs.append((i, j))
+    return pairs
+
+
+def _paired(real, synthetic, scale) -> dict:
+    """Scores of every pair, with mean and standard deviation.
+
+    As in the papers, images are scaled to [0, 1] by the real set's minimum and maximum. Where nearly all voxels are
+    dark that measures the few bright ones, so PSNR and ZNCC are also given on the variance-stabilised scale.
+    """
+    import numpy as np
+
+    from jaxsynth.data import intensity as intensities
+    from jaxsynth.data import volumes
+    from jaxsynth.metrics import image as metrics
+
+    low = min(float(image.min()) for image in volumes.each(real))
+    high = max(float(image.max()) for image in volumes.each(real))
+    rows = []
+    for path, one, other in zip(synthetic.paths, volumes.each(real), volumes.each(synthetic), strict=True):
+        x, y = ((image.astype(np.float32) - low) / (high - low) for image in (one, other))
+        stable = [(intensities.normalise(image, scale) + 1) / 2 for image in (one, other)]
+        row = {name: getattr(metrics, name)(x, y, data_range=1.0) for name in ("psnr", "ssim", "mae", "nrmse", "zncc")}
+        row |= {f"{name}_asinh": getattr(metrics, name)(*stable, data_range=1.0) for name in ("psnr", "ssim", "zncc")}
+        rows.append({"name": path.name, **{name: float(value) for name, value in row.items()}})
+    names = [name for name in rows[0] if name != "name"]
+    return {
+        "range": [low, high],
+        "mean": {name: float(np.mean([row[name] for row in rows])) for name in names},
+        "sd": {name: float(np.std([row[name] for row in rows])) for name in names},
+        "images": rows,
+    }
+
+
+def _sketches(folder: Path, names: list[str]) -> list[Callable]:
+    """Readers of the data set's sketches in the real images' unit; [] where it has none or their scale is unknown."""
+    from jaxsynth.data import intensity as intensities
+    from jaxsynth.data import volumes
+
+    try:
+        content = json.loads((folder / manifests.NAME).read_text())
+        scale = intensities.Intensity.from_dict(content["intensity"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        return []
+    files = [folder / "sketches" / f"{name}.tif" for name in names]
+    if not all(file.is_file() for file in files):
+        return []
+    return [lambda file=file: intensities.denormalise(volumes.read(file), scale) for file in files]
+
+
+def _draw(figures, out, folder, real, synthetic, measured, edges, frequencies, paired) -> None:
+    from jaxsynth.data import volumes
+
+    centres = (edges[1:] + edges[:-1]) / 2
+    shares = {name: row["counts"] / row["counts"].sum() / (edges[1:] - edges[:-1]) for name, row in measured.items()}
+    figures.curves(
+        out / "evaluation.png",
+        [
+            {"title": "brightness", "x": centres, "xlabel": "grey value", "ylabel": "density", "log": True,
+             "lines": shares},
+            {"title": "spectrum", "x": frequencies, "xlabel": "cycles per voxel", "ylabel": "power", "log": True,
+             "lines": {name: row["spectrum"] for name, row in measured.items()}},
+        ],
+    )  # fmt: skip
+    chosen = _spread(len(synthetic.paths), ROWS)
+    columns = {"real": [volumes.load(real, i) for i in (chosen if paired else _spread(len(real.paths), len(chosen)))]}
+    files = {path.stem: path for path in synthetic.paths}
+    names = [synthetic.paths[i].stem for i in chosen]
+    for title, read in (("labels", volumes.read_labels), ("sketches", volumes.read)):
+        beside = [folder / title / f"{name}.tif" for name in names]
+        if all(file.is_file() for file in beside):
+            columns[title.replace("sketches", "sketch")] = [read(file) for file in beside]
+    columns["synthetic"] = [volumes.read(files[name]) for name in names]
+    spacing = real.spacing_um or synthetic.spacing_um
+    aspect = round(spacing[0] / spacing[-1]) if spacing and real.ndim == 3 else 1
+    figures.overview(out / "overview.png", columns, row_names=names, aspect=max(aspect, 1))
+
+
+def _finite(tree):
+    """The same without what strict JSON cannot say: infinite and undefined numbers become null."""
+    if isinstance(tree, dict):
+        return {name: _finite(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def _report(result: dict) -> None:
+    print(f"{'distance from real':<20} {'KLD':>8} {'BD':>8} {'spectrum dB':>12}")
+    for name, row in result["distances_from_real"].items():
+        print(f"{name:<20} {row['kld']:8.4f} {row['bhattacharyya']:8.4f} {row['spectral_distance_db']:12.2f}")
+    columns = list(result["statistics"])
+    print(f"{'':<28} " + " ".join(f"{name:>10}" for name in columns))
+    for name in result["statistics"]["real"]:
+        print(f"{name:<28} " + " ".join(f"{result['statistics'][column][name]:10.3f}" for column in columns))
+    if "paired" in result:
+        mean, sd = result["paired"]["mean"], result["paired"]["sd"]
+        for name in mean:
+            print(f"{name:<28} {mean[name]:10.4f} +- {sd[name]:.4f}")
+
+
+if __name__ == "__main__":
+    main()
