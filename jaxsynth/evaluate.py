@@ -47,9 +47,10 @@ def evaluate(args) -> dict:
     Raises:
       InputError: unusable images; nothing has been written then.
     """
+    import jax
     import numpy as np
 
-    from jaxsynth import figures
+    from jaxsynth import __version__, figures
     from jaxsynth.data import intensity as intensities
     from jaxsynth.data import volumes
     from jaxsynth.metrics import distribution
@@ -81,13 +82,20 @@ def evaluate(args) -> dict:
         )
     )
     if real.dtype.kind in "iu":
-        edges = distribution.snap(edges)
+        first, last = np.iinfo(real.dtype).min, np.iinfo(real.dtype).max
+        used = sum(np.bincount(image.ravel().astype(np.int64) - first, minlength=last - first + 1)
+                   for image in volumes.each(real))  # fmt: skip
+        edges = distribution.snap(edges, distribution.grey_levels(used, first))
+
+    # Small images have fewer frequencies.
+    sizes = [max(shape) for shape in (*real_all.shapes, *synthetic.shapes)]
+    num_frequencies = max(4, min(32, min(sizes) // 2))
 
     def measure(each: Callable[[], Iterator]) -> dict:
         counts, spectra, numbers = 0, [], []
         for image in each():
             counts = counts + distribution.histogram(image, edges)
-            spectra.append(distribution.spectrum(intensities.normalise(image, scale)))
+            spectra.append(distribution.spectrum(intensities.normalise(image, scale), num_frequencies))
             numbers.append(distribution.statistics(image))
         means = {name: float(np.mean([row[name] for row in numbers])) for name in numbers[0]}
         return {"counts": counts, "spectrum": np.nanmean(spectra, axis=0), "statistics": means}
@@ -114,6 +122,8 @@ def evaluate(args) -> dict:
     if half:
         distances["real, other half"] = compare(first, measured["real, other half"])
     result = {
+        "arguments": vars(args),
+        "versions": {"jaxsynth": __version__, "jax": jax.__version__, "numpy": np.__version__},
         "real": [str(path.name) for path in real.paths],
         "synthetic": [str(path.name) for path in synthetic.paths],
         "distances_from_real": distances,
@@ -123,7 +133,7 @@ def evaluate(args) -> dict:
         result["paired"] = _paired(real, synthetic, scale)
     manifests.make_folders(out, ("",))
     manifests.write_json(out / "evaluation.json", _finite(result))
-    _draw(figures, out, folder, real, synthetic, measured, edges, distribution.frequencies(32), bool(pairs))
+    _draw(figures, out, folder, real, synthetic, measured, result, edges, scale, bool(pairs))
     _report(result)
     print(f"written: {out / 'evaluation.json'}, {out / 'evaluation.png'}, {out / 'overview.png'}")
     return result
@@ -200,32 +210,69 @@ def _sketches(folder: Path, names: list[str]) -> list[Callable]:
     return [lambda file=file: intensities.denormalise(volumes.read(file), scale) for file in files]
 
 
-def _draw(figures, out, folder, real, synthetic, measured, edges, frequencies, paired) -> None:
-    from jaxsynth.data import volumes
+def _draw(figures, out, folder, real, synthetic, measured, result, edges, scale, paired) -> None:
+    import numpy as np
 
-    centres = (edges[1:] + edges[:-1]) / 2
-    shares = {name: row["counts"] / row["counts"].sum() / (edges[1:] - edges[:-1]) for name, row in measured.items()}
-    figures.curves(
-        out / "evaluation.png",
-        [
-            {"title": "brightness", "x": centres, "xlabel": "grey value", "ylabel": "density", "log": True,
-             "lines": shares},
-            {"title": "spectrum", "x": frequencies, "xlabel": "cycles per voxel", "ylabel": "power", "log": True,
-             "lines": {name: row["spectrum"] for name, row in measured.items()}},
-        ],
-    )  # fmt: skip
+    from jaxsynth.data import volumes
+    from jaxsynth.metrics import distribution
+
+    def stable(values):
+        return np.arcsinh((np.asarray(values) - scale.background) / scale.scale)
+
+    values = scale.background + scale.scale * np.sinh(np.linspace(stable(edges[0]), stable(edges[-1]), 6))
+    texts = [f"{value:.3g}" if real.dtype.kind == "f" else str(round(value)) for value in values]
+    widths = np.diff(stable(edges))
+    panels = [
+        {"title": "brightness", "x": stable(edges), "log": True, "xlabel": "grey value (asinh axis)",
+         "ylabel": "share of voxels per unit of the axis", "ticks": (stable([float(text) for text in texts]), texts),
+         "lines": {name: row["counts"] / row["counts"].sum() / widths for name, row in measured.items()}},
+        {"title": "spectrum", "x": distribution.frequencies(len(measured["real"]["spectrum"])), "log": True,
+         "xlabel": "cycles per voxel", "ylabel": "power (asinh scale)",
+         "lines": {name: row["spectrum"] for name, row in measured.items()}},
+    ]  # fmt: skip
+    figures.curves(out / "evaluation.png", panels, _table(result))
+
     chosen = _spread(len(synthetic.paths), ROWS)
-    columns = {"real": [volumes.load(real, i) for i in (chosen if paired else _spread(len(real.paths), len(chosen)))]}
-    files = {path.stem: path for path in synthetic.paths}
-    names = [synthetic.paths[i].stem for i in chosen]
+    shown = chosen if paired else _spread(len(real.paths), len(chosen))
+    columns = {"real": [volumes.load(real, i) for i in shown]}
+    made = [synthetic.paths[i].stem for i in chosen]
     for title, read in (("labels", volumes.read_labels), ("sketches", volumes.read)):
-        beside = [folder / title / f"{name}.tif" for name in names]
+        beside = [folder / title / f"{name}.tif" for name in made]
         if all(file.is_file() for file in beside):
             columns[title.replace("sketches", "sketch")] = [read(file) for file in beside]
-    columns["synthetic"] = [volumes.read(files[name]) for name in names]
+    columns["synthetic"] = [volumes.load(synthetic, i) for i in chosen]
+    # An unpaired real image shows other cells than its row: each is named where the name changes.
+    names = {title: made for title in columns} | {"real": [real.paths[i].stem for i in shown]}
     spacing = real.spacing_um or synthetic.spacing_um
-    aspect = round(spacing[0] / spacing[-1]) if spacing and real.ndim == 3 else 1
-    figures.overview(out / "overview.png", columns, row_names=names, aspect=max(aspect, 1))
+    aspect = spacing[0] / spacing[-1] if spacing and real.ndim == 3 else 1.0
+    figures.overview(out / "overview.png", columns, names=names, aspect=aspect)
+
+
+def _table(result: dict) -> list[list[str]]:
+    """The numbers below the curves: distances, then what names a fault."""
+    distances, statistics = result["distances_from_real"], result["statistics"]
+    names = ["real", *(name for name in ("synthetic", "sketch", "real, other half") if name in distances)]
+    rows = [["", *names]]
+    for key, title in (
+        ("kld", "KLD from real"),
+        ("bhattacharyya", "Bhattacharyya distance"),
+        ("spectral_distance_db", "spectral distance, dB"),
+    ):
+        rows.append([title, *(f"{distances[name][key]:.4f}" if name in distances else "" for name in names)])
+    for key in ("background_level", "background_noise_sd", "background_noise_correlation", "texture_scale_vox",
+                "quantile_0.5", "quantile_0.95", "quantile_0.99"):  # fmt: skip
+        values = (statistics.get(name, {}).get(key, math.nan) for name in names)
+        rows.append([key.replace("_", " "), *map(_text, values)])
+    for key in ("psnr", "ssim", "nrmse", "zncc") if "paired" in result else ():
+        text = f"{result['paired']['mean'][key]:.3f} ± {result['paired']['sd'][key]:.3f}"
+        rows.append([f"{key.upper()} of pairs", *(text if name == "synthetic" else "" for name in names)])
+    return rows
+
+
+def _text(value: float) -> str:
+    if not math.isfinite(value):
+        return ""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _finite(tree):

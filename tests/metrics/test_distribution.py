@@ -40,6 +40,21 @@ def test_histogram_counts_every_voxel_and_integers_evenly():
     np.testing.assert_array_equal(d.histogram(np.array([-9.0, 0.1, 0.9, 50]), [0, 0.5, 1]), [2, 2])
 
 
+def test_images_that_use_every_third_grey_value_are_compared_by_what_is_seen():
+    rng = np.random.default_rng(0)
+    fine = np.clip(rng.normal(40, 14, 200_000), 0, 200)
+    stretched, smooth = np.floor(np.rint(fine / 3.35) * 3.35).astype(int), np.rint(fine).astype(int)
+    levels = d.grey_levels(np.bincount(stretched))
+    np.testing.assert_array_equal(levels[5:20], np.unique(stretched)[5:20])
+    every, seen = d.bin_edges(0, 120, 100, integer=True), d.snap(np.linspace(0, 120, 101), levels)
+    assert all(np.histogram(levels, seen)[0] >= 1)
+    assert d.kld(*(d.histogram(x, every) for x in (stretched, smooth))) > 0.3
+    assert d.kld(*(d.histogram(x, seen) for x in (stretched, smooth))) < 0.02
+    # Where all are used, stray or not, nothing changes.
+    np.testing.assert_array_equal(d.grey_levels(np.array([5, 9, 0, 7]), 100), [100, 101, 103])
+    np.testing.assert_array_equal(d.snap(np.array([0.0, 1.4, 3.0]), np.arange(4.0)), [-0.5, 1.5, 3.5])
+
+
 @pytest.mark.parametrize("shape", [(192, 160), (33, 48, 41)])
 def test_spectrum_of_white_noise_is_flat_and_of_blurred_noise_is_the_transfer_function(shape):
     sigma = 0.8
@@ -76,6 +91,16 @@ def test_background_noise_is_measured_beside_bright_cells(shape):
     soft = ndimage.gaussian_filter(rng.normal(size=shape), 1.0)
     smooth = d.statistics(clean + 5 * soft / soft.std())
     assert smooth["background_noise_correlation"] > 0.4
+
+
+def test_background_noise_of_an_image_cut_off_at_zero_is_not_lost():
+    """A detector without offset: three quarters of the voxels read 0, the rest still tell one noise from another."""
+    noise = np.random.default_rng(3).normal(size=(128, 128))
+    quiet, loud = (np.clip(np.rint(scale * noise - 0.7 * scale), 0, 255).astype(np.uint8) for scale in (4, 8))
+    assert np.mean(quiet == 0) > 0.7
+    low, high = (d.statistics(image)["background_noise_sd"] for image in (quiet, loud))
+    assert 0.4 * quiet.std() < low < 1.1 * quiet.std()
+    np.testing.assert_allclose(high / low, 2, rtol=0.1)
 
 
 @pytest.mark.parametrize("sigma", [2.0, 4.0])
