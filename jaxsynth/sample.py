@@ -11,8 +11,8 @@ import argparse
 import dataclasses
 import datetime
 import functools
+import hashlib
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,17 +22,16 @@ from jaxsynth import manifest as manifests
 from jaxsynth.errors import InputError
 
 FOLDERS = ("labels", "sketches", "images")  # written in this order: a file with an image is finished
-TILES = {2: ((512, 512), (32, 32)), 3: ((64, 128, 128), (16, 32, 32))}  # largest tile and least overlap, voxels
+TILES = {2: ((512, 512), (64, 64)), 3: ((64, 128, 128), (16, 32, 32))}  # largest tile and least overlap, voxels
 CHUNK_S = 5.0  # a progress line about this often
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One file to make: its name, and a function that returns (labels int32 [*S] or None, sketch float32 [*S],
-    spacing_um or None)."""
+    """One file to make: its name, and a function that returns (labels int32 [*S], sketch float32 [*S], spacing_um or
+    None)."""
 
     name: str
-    source: str
     draw: Callable
 
 
@@ -85,7 +84,7 @@ def _parse() -> argparse.Namespace:
         "--overlap",
         type=cli.numbers(int),
         metavar="Z,Y,X",
-        help="least overlap of tiles, voxels (default: 32,32 or 16,32,32)",
+        help="least overlap of tiles, voxels (default: 64,64 or 16,32,32)",
     )
     parser.add_argument("--tile_batch", type=int, help="tiles evaluated at once (default: one per device)")
     return parser.parse_args()
@@ -103,76 +102,72 @@ def sample(args: argparse.Namespace) -> None:
 
     from jaxsynth import checkpoint, devices, keys
     from jaxsynth.data import intensity as intensities
-    from jaxsynth.data import tiles, volumes
+    from jaxsynth.data import volumes
     from jaxsynth.diffusion import samplers
     from jaxsynth.sim.sketch import blur
     from jaxsynth.tasks import ddpm
 
     # The trained network.
     mesh = devices.make_mesh()
-    metadata = checkpoint.read_metadata(args.checkpoint, args.step)
+    saved = checkpoint.find(args.checkpoint, args.step)  # once: a training may be adding others meanwhile
+    metadata = checkpoint.read_metadata(saved)
     config = ConfigDict(metadata["config"])
     if config.task != "ddpm":
         raise InputError(f"--checkpoint {args.checkpoint} is of task {config.task!r}, which samples no images")
     intensity = intensities.Intensity.from_dict(metadata["intensity"])
     parts = ddpm.build(config)
-    if not 1 <= args.t_start <= parts.t_max:
-        raise InputError(f"--t_start must lie in 1..{parts.t_max}, what this model was trained on; got {args.t_start}")
+    ndim = len(config.data.patch)
+    tile, overlap = _check(args, ndim, parts.t_max)
     plan = samplers.ddpm_plan(parts.schedule, args.t_start, num_steps=args.num_steps, variance=args.variance)
     num_steps = plan.t.shape[0]
-    ndim = len(config.data.patch)
-    tile = _per_axis("--tile", args.tile, ndim, 8) or TILES[ndim][0]
-    overlap = _per_axis("--overlap", args.overlap, ndim, 0) or TILES[ndim][1]
-    tiles.plan_tiles((2 * max(tile),) * ndim, tile, overlap)  # says so where they do not go together
-    if args.sigma < 0:
-        raise InputError(f"--sigma must not be negative, got {args.sigma}")
-    if args.num is not None and args.num < 1:
-        raise InputError(f"--num must be at least 1, got {args.num}")
 
     # What is to be made.
     root = keys.root(args.seed)
-    jobs = _given(args, ndim, metadata) if args.sketches else _simulated(args, ndim, metadata, intensity, root)
+    jobs, source = (_given if args.sketches else _simulated)(args, ndim, metadata, intensity, root)
 
+    replicated = devices.replicated(mesh)
     state = jax.eval_shape(lambda k: ddpm.init(parts, k, (1, *config.data.patch, 1)), root)
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=devices.replicated(mesh)), state
-    )
-    params = checkpoint.load(args.checkpoint, like, args.step).ema_params
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), state)
+    params = checkpoint.load(saved, like).ema_params
 
     settings = {
         "seed": args.seed,
+        "checkpoint_step": saved.name,
         "checkpoint_sha256": checkpoint.fingerprint(params),
         "t_start": args.t_start,
         "num_steps": num_steps,
         "variance": args.variance,
         "sigma": args.sigma,
-        "tile": list(tile),
-        "overlap": list(overlap),
-        "source": args.recipe or args.sketches,
-        "shape": args.shape,
-        "cells": args.cells,
-        "spacing_um": args.spacing_um,
+        "tile": tile,
+        "overlap": overlap,
+        "source": source,
     }
     out = Path(args.out)
     manifest = manifests.open_manifest(out, "sample", settings)
     manifest |= {"config": metadata["config"], "intensity": metadata["intensity"]}
+    manifests.make_folders(out, FOLDERS)
+    manifests.write_json(out / manifests.NAME, manifest)
 
-    run = functools.partial(_denoiser(parts, mesh, tile, overlap, args.tile_batch), params)
-    todo = [job for job in jobs if not all((out / folder / job.name).is_file() for folder in FOLDERS)]
+    run = _sampler(parts, mesh, tile, overlap, args.tile_batch)
+    # The manifest tells of a file last: what it does not know was interrupted.
+    todo = [
+        job
+        for job in jobs
+        if job.name not in manifest["files"] or not all((out / f / f"{job.name}.tif").is_file() for f in FOLDERS)
+    ]
     if len(todo) < len(jobs):
         print(f"{len(jobs) - len(todo)} of {len(jobs)} files are there already")
-    manifests.make_folders(out, FOLDERS)
     begun = time.perf_counter()
     for number, job in enumerate(todo):
         key = keys.stream(root, "sample", job.name)
         labels, sketch, spacing = job.draw()
         x0 = blur(sketch, args.sigma)[..., None] if args.sigma else sketch[..., None]
-        x = samplers.start(key, x0, args.t_start, parts.schedule)
-        cond = ddpm.condition(parts, key, x.shape)
+        x = jax.device_put(samplers.start(key, x0, args.t_start, parts.schedule), replicated)
+        cond = jax.device_put(ddpm.condition(parts, key, x.shape), replicated)
         done, piece = 0, 1
         while done < num_steps:
             clock = time.perf_counter()
-            x = jax.block_until_ready(run(key, x, cond, plan, done, min(done + piece, num_steps)))
+            x = jax.block_until_ready(run(params, key, x, cond, plan, done, min(done + piece, num_steps)))
             now = time.perf_counter()
             done = min(done + piece, num_steps)
             share = (number + done / num_steps) / len(todo)
@@ -180,21 +175,50 @@ def sample(args: argparse.Namespace) -> None:
             print(f"{number + 1}/{len(todo)} {job.name}  step {done}/{num_steps}  ETA {left}", flush=True)
             piece = max(1, round(piece * CHUNK_S / max(now - clock, 1e-3)))
         image = intensities.denormalise(np.asarray(x[..., 0]), intensity)
+        labels, sketch = np.asarray(labels), np.asarray(sketch)
         for folder, volume in zip(FOLDERS, (labels, sketch, image), strict=True):
-            volumes.write(out / folder / job.name, np.asarray(volume), spacing_um=spacing)
+            volumes.write(out / folder / f"{job.name}.tif", volume, spacing_um=spacing)
         manifest["files"][job.name] = {
-            "source": job.source,
-            "key": ["sample", job.name],
-            "shape": list(image.shape),
+            "keys": [["simulate", job.name], ["sample", job.name]] if args.recipe else [["sample", job.name]],
+            "sketch_sha256": hashlib.sha256(sketch.tobytes()).hexdigest(),
+            "labels_sha256": hashlib.sha256(labels.astype(np.int32).tobytes()).hexdigest(),
+            "shape": image.shape,
             "spacing_um": spacing,
-            "num_cells": len(np.setdiff1d(np.unique(np.asarray(labels)), [0])),
+            "num_cells": len(np.setdiff1d(np.unique(labels), [0])),
+            "versions": manifest["versions"],
         }
         manifests.write_json(out / manifests.NAME, manifest)
     print(f"done: {len(jobs)} annotated images in {out}")
 
 
-def _denoiser(parts, mesh, tile, overlap, tile_batch) -> Callable:
-    """run(params, key, x, cond, plan, first, last): a piece of the sampling of one volume, in tiles over the mesh."""
+def _check(args, ndim: int, t_max: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(tile, overlap); raises InputError where an argument makes no sense."""
+    from jaxsynth.data import tiles
+
+    if not 1 <= args.t_start <= t_max:
+        raise InputError(f"--t_start must lie in 1..{t_max}, what this model was trained on; got {args.t_start}")
+    if not 0 <= args.sigma < 100:
+        raise InputError(f"--sigma must lie in 0..100 voxels, got {args.sigma}")
+    for name, value in (("num", args.num), ("tile_batch", args.tile_batch)):
+        if value is not None and value < 1:
+            raise InputError(f"--{name} must be at least 1, got {value}")
+    if not 0 <= args.seed < 2**32:
+        raise InputError(f"--seed must lie in 0..{2**32 - 1}, got {args.seed}")
+    wrong = ("shape", "cells", "spacing_um") if args.sketches else ("labels",)
+    for name in wrong:
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name} does not go with --{'sketches' if args.sketches else 'recipe'}")
+    tile = _per_axis("--tile", args.tile, ndim, 8) or TILES[ndim][0]
+    overlap = _per_axis("--overlap", args.overlap, ndim, 0) or TILES[ndim][1]
+    tiles.plan_tiles((2 * max(tile),) * ndim, tile, overlap)  # says so where they do not go together
+    return tile, overlap
+
+
+def _sampler(parts, mesh, tile, overlap, tile_batch) -> Callable:
+    """run(params, key, x, cond, plan, first, last): a piece of the sampling of one volume, in tiles over the mesh.
+
+    Compiled once per shape of x.
+    """
     import jax
 
     from jaxsynth import devices
@@ -206,7 +230,6 @@ def _denoiser(parts, mesh, tile, overlap, tile_batch) -> Callable:
         # Without it every device would evaluate every tile.
         return jax.lax.with_sharding_constraint(batch, devices.split(mesh))
 
-    @jax.jit
     def run(params, key, x, cond, plan, first, last):
         grid = tiles.plan_tiles(x.shape[:-1], tile, overlap)
         wanted = min(tile_batch or mesh.size, grid.num_tiles)
@@ -214,29 +237,21 @@ def _denoiser(parts, mesh, tile, overlap, tile_batch) -> Callable:
         denoise = tiles.tiled(ddpm.denoiser(parts, params), grid, batch_size, constrain)
         return samplers.ddpm(denoise, key, x, plan, cond, first=first, last=last)
 
-    return run
+    return jax.jit(run, out_shardings=devices.replicated(mesh))
 
 
-def _given(args, ndim: int, metadata: dict) -> list[Job]:
-    """Jobs from sketch files and the label images of the same names."""
+def _given(args, ndim: int, metadata: dict, intensity, root) -> tuple[list[Job], dict]:
+    """Jobs from sketch files and the label images of the same names, and what tells of them in the manifest."""
     import numpy as np
 
     from jaxsynth.data import volumes
 
-    files = volumes.find_files(args.sketches)
-    folder = Path(args.labels) if args.labels else Path(files[0]).parent.parent / "labels"
-    beside = Path(files[0]).parent.parent / "manifest.json"
-    if beside.is_file():
-        made_for = json.loads(beside.read_text()).get("settings", {}).get("intensity")
-        if made_for is not None and made_for != metadata["intensity"]:
-            raise InputError(
-                f"{args.sketches} were drawn for another normalisation than the checkpoint's: "
-                "make them again with jaxsynth.simulate --checkpoint"
-            )
+    files = volumes.find_files(args.sketches)[: args.num]
+    folder = Path(args.labels) if args.labels else files[0].parent.parent / "labels"
+    _check_scale(files[0].parent.parent / manifests.NAME, metadata)
+    labelled = {file.stem: file for file in volumes.find_files(folder)} if folder.is_dir() else {}
 
     def draw(sketch_file, label_file):
-        import jax.numpy as jnp
-
         sketch = volumes.read(sketch_file)
         if sketch.ndim != ndim:
             raise InputError(f"{sketch_file}: the sketch is {sketch.ndim}D, the model {ndim}D")
@@ -245,50 +260,46 @@ def _given(args, ndim: int, metadata: dict) -> list[Job]:
         labels = volumes.read_labels(label_file)
         if labels.shape != sketch.shape:
             raise InputError(f"{label_file}: labels {labels.shape} and sketch {sketch.shape} differ in shape")
-        spacing = volumes.spacing_um(sketch_file) or metadata["spacing_um"]
-        return labels, jnp.asarray(sketch, jnp.float32), spacing
+        return labels, sketch.astype(np.float32), volumes.spacing_um(sketch_file) or metadata["spacing_um"]
 
     jobs = []
-    for file in files[: args.num]:
-        label_file = next((p for p in sorted(folder.glob("*")) if p.stem == file.stem), None)
-        if label_file is None:
+    for file in files:
+        if file.stem not in labelled:
             raise InputError(f"{folder} has no label image for {file.name}")
-        draw(file, label_file)  # said before anything is written
-        jobs.append(Job(f"{file.stem}.tif", str(file.name), functools.partial(draw, file, label_file)))
-    return jobs
+        if jobs and jobs[-1].name == file.stem:
+            raise InputError(f"{args.sketches}: two sketches are named {file.stem}")
+        draw(file, labelled[file.stem])  # what is wrong is said before anything is written
+        jobs.append(Job(file.stem, functools.partial(draw, file, labelled[file.stem])))
+    return jobs, {"sketches": args.sketches, "labels": str(folder)}
 
 
-def _simulated(args, ndim: int, metadata: dict, intensity, root) -> list[Job]:
-    """Jobs that simulate their labels; brightness, and for the recipe `nuclei` size and number, as in the training
-    images."""
-    from jaxsynth import keys
-    from jaxsynth.sim import tissues
+def _check_scale(file: Path, metadata: dict) -> None:
+    """Raises InputError where the sketches' own manifest says that they were drawn for another normalisation."""
+    try:
+        content = json.loads(file.read_text())
+        made_for = content.get("intensity") or content["settings"]["intensity"]
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        return
+    if made_for is not None and made_for != metadata["intensity"]:
+        raise InputError(
+            f"{file.parent}: the sketches were drawn for another normalisation than the checkpoint's: "
+            "make them again with jaxsynth.simulate --checkpoint"
+        )
+
+
+def _simulated(args, ndim: int, metadata: dict, intensity, root) -> tuple[list[Job], dict]:
+    """Jobs that simulate their cells, and what tells of them in the manifest."""
+    from jaxsynth import specimens
     from jaxsynth.sim.sketch import sketch
 
-    recipe = tissues.find(args.recipe)
-    seen = metadata.get("cells") if recipe.name == "nuclei" else None
-    shape = args.shape or (tuple(seen["shape"]) if seen else recipe.shape)
-    if len(shape) != ndim:
-        raise InputError(f"recipe {args.recipe} makes {len(shape)}D images, the model {ndim}D: set --shape")
-    spacing = args.spacing_um or (metadata["spacing_um"] and tuple(metadata["spacing_um"]))
-    tissues.check(recipe, shape, spacing)
-    num_range, drawn_at = None, spacing
-    if seen and not args.spacing_um:
-        # A named organism has the size its paper says. Generic nuclei get that of the training images: the recipe
-        # is drawn as if a voxel were as large as makes them so.
-        relative = [step / spacing[-1] for step in spacing] if spacing else [1.0] * ndim
-        drawn_at = tuple(step * recipe.radius_um / seen["radius_vox"] for step in relative)
-        share = math.prod(shape) / math.prod(seen["shape"])
-        num_range = tuple(max(1, round(factor * seen["num_cells"] * share)) for factor in (0.7, 1.3))
+    plan = specimens.plan(args.recipe, args.shape, args.spacing_um, args.cells, metadata)
 
     def draw(name):
-        key = keys.stream(root, "simulate", name)
-        drawn = tissues.simulate_labels(key, recipe, shape, drawn_at, args.cells, num_range)
-        used = spacing or (None if seen else tissues.default_spacing(recipe, shape))
-        return drawn.labels, sketch(drawn.labels, drawn.brightness, levels=tuple(intensity.levels)), used
+        drawn = specimens.draw(root, name, plan)
+        return drawn.labels, sketch(drawn.labels, drawn.brightness, levels=tuple(intensity.levels)), plan.spacing_um
 
-    names = [f"{args.recipe}_{i:04d}.tif" for i in range(args.num or 10)]
-    return [Job(name, f"recipe {args.recipe}", functools.partial(draw, name)) for name in names]
+    names = [f"{args.recipe}_{i:04d}" for i in range(args.num or 10)]
+    return [Job(name, functools.partial(draw, name)) for name in names], dataclasses.asdict(plan)
 
 
 def _per_axis(name: str, sizes: tuple[int, ...] | None, ndim: int, least: int) -> tuple[int, ...] | None:

@@ -10,6 +10,7 @@ second run, and a file is the same whatever else is made.
 """
 
 import argparse
+import dataclasses
 import math
 import time
 from pathlib import Path
@@ -89,41 +90,43 @@ def _check(args) -> None:
 
 def from_recipe(args) -> None:
     """Simulates `args.num` specimens."""
-    from jaxsynth.sim import tissues
+    from jaxsynth import specimens
 
-    recipe = tissues.find(args.recipe)
-    shape = args.shape or recipe.shape
-    tissues.check(recipe, shape, args.spacing_um)
-    spacing_um = args.spacing_um or tissues.default_spacing(recipe, shape)
-    intensity = _checkpoint_intensity(args)
+    metadata = _metadata(args)
+    plan = specimens.plan(args.recipe, args.shape, args.spacing_um, args.cells, metadata)
+    intensity = _intensity(metadata)
 
     import jax
     import numpy as np
 
     from jaxsynth import keys
     from jaxsynth.data import volumes
-    from jaxsynth.sim import microscope, sketch
+    from jaxsynth.sim import microscope, sketch, tissues
 
     levels = intensity.levels if intensity else sketch.LEVELS
+    psf_sigma_um = tissues.find(plan.recipe).psf_sigma_um[-len(plan.shape) :]
     draw_sketch = jax.jit(lambda labels, brightness: sketch.sketch(labels, brightness, levels=levels))
-    render = jax.jit(lambda key, labels, brightness: microscope.render(
-        key, labels, brightness, spacing_um, psf_sigma_um=recipe.psf_sigma_um[-len(shape):]))  # fmt: skip
-    names = [f"{recipe.name}_{index:04d}" for index in range(args.num)]
+    render = jax.jit(
+        lambda key, labels, brightness: microscope.render(
+            key, labels, brightness, plan.drawn_at_um, psf_sigma_um=psf_sigma_um
+        )
+    )
+    names = [f"{plan.recipe}_{index:04d}" for index in range(args.num)]
     folders = ("labels", "sketches", "images") if args.render else ("labels", "sketches")
+    root = keys.root(args.seed)
 
     def make(name: str) -> dict:
-        key = keys.stream(keys.root(args.seed), STREAM, name)
-        made = tissues.simulate_labels(key, recipe, shape, spacing_um, args.cells)
+        made = specimens.draw(root, name, plan)
         results = {"labels": np.asarray(made.labels), "sketches": np.asarray(draw_sketch(made.labels, made.brightness))}
         if args.render:
-            counts = np.asarray(render(keys.stream(key, "render"), made.labels, made.brightness))
+            counts = np.asarray(render(keys.stream(root, STREAM, name, "render"), made.labels, made.brightness))
             results["images"] = np.clip(np.rint(counts), 0, 65535).astype(np.uint16)
         for folder in folders:
-            volumes.write(out / folder / f"{name}.tif", results[folder], spacing_um=spacing_um)
+            volumes.write(out / folder / f"{name}.tif", results[folder], spacing_um=plan.spacing_um)
         return {"num_asked": made.num_asked, "num_placed": made.num_placed}
 
-    settings = {"recipe": recipe.name, "shape": list(shape), "cells": args.cells, "levels": list(levels)}
-    out, manifest = _open(args, settings, names, spacing_um, intensity)
+    settings = {**dataclasses.asdict(plan), "levels": list(levels)}
+    out, manifest = _open(args, settings, names, intensity)
     _make_all(out, manifest, names, folders, make)
 
 
@@ -139,7 +142,7 @@ def from_labels(args) -> None:
     if missing:
         raise InputError(f"{args.images}: no image named {missing[0]}, as {files[missing[0]]} is "
                          f"({len(missing)} of {len(files)} missing)")  # fmt: skip
-    intensity = _checkpoint_intensity(args)
+    intensity = _intensity(_metadata(args))
     for name, file in files.items():
         _check_pair(args, file, images.get(name), intensity)
     if args.images and intensity is None:
@@ -179,8 +182,8 @@ def from_labels(args) -> None:
         return {"num_cells": num_cells, "spacing_um": list(spacing_um) if spacing_um else None}
 
     settings = {"labels": str(args.labels), "images": args.images, "background_label": args.background_label,
-                "levels": list(levels)}  # fmt: skip
-    out, manifest = _open(args, settings, list(files), args.spacing_um, intensity)
+                "spacing_um": args.spacing_um, "levels": list(levels)}  # fmt: skip
+    out, manifest = _open(args, settings, list(files), intensity)
     _make_all(out, manifest, list(files), ("labels", "sketches"), make)
 
 
@@ -214,20 +217,26 @@ def _check_pair(args, file: Path, image_file: Path | None, intensity) -> None:
                              f"got {image.dtype}")  # fmt: skip
 
 
-def _checkpoint_intensity(args):
+def _metadata(args) -> dict | None:
+    """The metadata of --checkpoint."""
     if not args.checkpoint:
         return None
     from jaxsynth import checkpoint
+
+    return checkpoint.read_metadata(Path(args.checkpoint))
+
+
+def _intensity(metadata: dict | None):
+    """The normalisation that a checkpoint was trained with."""
     from jaxsynth.data import intensity
 
-    return intensity.Intensity.from_dict(checkpoint.read_metadata(Path(args.checkpoint))["intensity"])
+    return intensity.Intensity.from_dict(metadata["intensity"]) if metadata else None
 
 
-def _open(args, settings: dict, names: list[str], spacing_um, intensity) -> tuple[Path, dict]:
+def _open(args, settings: dict, names: list[str], intensity) -> tuple[Path, dict]:
     """Makes the folder and its manifest; refuses a folder that was made with other settings."""
     out = Path(args.out)
-    settings = {"seed": args.seed, **settings, "spacing_um": list(spacing_um) if spacing_um else None,
-                "intensity": intensity.to_dict() if intensity else None}  # fmt: skip
+    settings = {"seed": args.seed, **settings, "intensity": intensity.to_dict() if intensity else None}
     content = manifests.open_manifest(out, "simulate", settings)
     manifests.make_folders(out, ("labels", "sketches", "images") if args.render else ("labels", "sketches"))
     content["files"] = {name: {"key": [STREAM, name]} for name in names} | content["files"]
@@ -236,19 +245,25 @@ def _open(args, settings: dict, names: list[str], spacing_um, intensity) -> tupl
 
 def _make_all(out: Path, manifest: dict, names: list[str], folders: tuple[str, ...], make) -> None:
     """Makes what is missing, with a line of progress, and writes the manifest before and after."""
-    todo = [name for name in names if not all((out / folder / f"{name}.tif").is_file() for folder in folders)]
+
+    def finished(name: str) -> bool:
+        # The manifest tells of a file last: what it has only a key for was interrupted.
+        there = all((out / folder / f"{name}.tif").is_file() for folder in folders)
+        return there and set(manifest["files"][name]) > {"key"}
+
+    todo = [name for name in names if not finished(name)]
     if len(todo) < len(names):
         print(f"{len(names) - len(todo)} of {len(names)} are finished already")
     manifests.write_json(out / manifests.NAME, manifest)
     started, shown = time.monotonic(), 0.0
     for index, name in enumerate(todo):
         manifest["files"][name].update(make(name))
+        manifests.write_json(out / manifests.NAME, manifest)
         now = time.monotonic()
         left = (now - started) / (index + 1) * (len(todo) - index - 1)
         if now - shown > 2 or index + 1 == len(todo):
             shown = now
             print(f"simulate {index + 1}/{len(todo)}  {name}  {now - started:.0f} s, {left:.0f} s left", flush=True)
-    manifests.write_json(out / manifests.NAME, manifest)
     print(f"{len(names)} label images and sketches in {out}")
 
 

@@ -43,9 +43,9 @@ def sample(monkeypatch, model, out, *args):
     words = ["sample", "--checkpoint", model, "--out", out, "--num_steps", 3, *args]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     command.main()
-    names = sorted(p.name for p in (out / "images").iterdir())
+    names = sorted(p.stem for p in (out / "images").iterdir())
     read = {"images": volumes.read, "labels": volumes.read_labels, "sketches": volumes.read}
-    return {name: tuple(read[folder](out / folder / name) for folder in FOLDERS) for name in names}
+    return {name: tuple(read[folder](out / folder / f"{name}.tif") for folder in FOLDERS) for name in names}
 
 
 def same(one, other, atol=0):
@@ -67,7 +67,7 @@ def dataset(model, tmp_path_factory):
 
 def test_files_are_an_annotated_set(dataset, model):
     out, files = dataset
-    assert list(files) == [f"nuclei_{i:04d}.tif" for i in range(3)]
+    assert list(files) == [f"nuclei_{i:04d}" for i in range(3)]
     for image, labels, sketch in files.values():
         assert image.dtype == np.uint8 and image.shape == labels.shape == sketch.shape == (40, 56)
         assert labels.max() > 0 and np.abs(sketch).max() <= 1
@@ -80,7 +80,7 @@ def test_files_are_an_annotated_set(dataset, model):
     assert len(manifest["settings"]["checkpoint_sha256"]) == 64
     assert manifest["config"]["model"]["features"] == 2
     assert set(manifest["files"]) == set(files)
-    assert manifest["files"]["nuclei_0001.tif"]["num_cells"] == len(np.unique(files["nuclei_0001.tif"][1])) - 1
+    assert manifest["files"]["nuclei_0001"]["num_cells"] == len(np.unique(files["nuclei_0001"][1])) - 1
     assert not list(out.rglob("*.part*"))
 
 
@@ -122,12 +122,12 @@ def test_tiles_and_batches_change_nothing_visible(dataset, model, monkeypatch, t
         16,
     )
     same(one, many, atol=1)
-    same(one, {"nuclei_0000.tif": dataset[1]["nuclei_0000.tif"]}, atol=2)
+    same(one, {"nuclei_0000": dataset[1]["nuclei_0000"]}, atol=2)
 
 
 def test_another_seed_makes_other_cells_and_noise(dataset, model, monkeypatch, tmp_path):
-    other = sample(monkeypatch, model, tmp_path / "set", *RECIPE, "--num", 1, "--seed", 1)["nuclei_0000.tif"]
-    for a, b in zip(other, dataset[1]["nuclei_0000.tif"], strict=True):
+    other = sample(monkeypatch, model, tmp_path / "set", *RECIPE, "--num", 1, "--seed", 1)["nuclei_0000"]
+    for a, b in zip(other, dataset[1]["nuclei_0000"], strict=True):
         assert np.mean(a != b) > 0.05
 
 
@@ -147,6 +147,11 @@ def test_another_seed_makes_other_cells_and_noise(dataset, model, monkeypatch, t
         (("--sketches", "nowhere"), "nowhere"),
         (("--sketches", "BAD"), "[-1, 1]"),
         (("--sketches", "ALONE"), "has no label image"),
+        (("--recipe", "nuclei", "--seed", str(2**64)), "--seed"),
+        (("--recipe", "nuclei", "--cells", "-1"), "--cells"),
+        (("--recipe", "nuclei", "--tile_batch", "-3"), "tile_batch"),
+        (("--recipe", "nuclei", "--sigma", "nan"), "--sigma"),
+        (("--recipe", "nuclei", "--labels", "x"), "--labels"),
         ((), "--recipe"),
     ],
 )

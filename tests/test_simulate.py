@@ -78,7 +78,7 @@ def test_recipe_writes_labels_sketches_images_and_manifest(command, tmp_path):
         assert volumes.spacing_um(out / "labels" / f"{name}.tif") == (0.5, 0.5)
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["settings"]["recipe"] == "nuclei" and manifest["settings"]["spacing_um"] == [0.5, 0.5]
-    assert manifest["files"]["nuclei_0001"] == {"key": [5, "simulate", "nuclei_0001"], "num_asked": 6, "num_placed": 6}
+    assert manifest["files"]["nuclei_0001"] == {"key": ["simulate", "nuclei_0001"], "num_asked": 6, "num_placed": 6}
     assert not list(out.rglob("*.part"))
 
 

@@ -84,9 +84,13 @@ def plan_tiles(shape: tuple[int, ...], tile: tuple[int, ...], overlap: tuple[int
 
 
 def _window(length: int, stride: int) -> np.ndarray:
-    """Weights along one axis: a linear ramp over the overlap, so that neighbours add up to 1. float32 [length]."""
+    """Weights along one axis: a linear ramp over the middle half of the overlap, so that neighbours add up to 1.
+
+    The outer quarter at a tile's end, where the network sees the zeros around the tile, does not count at all.
+    float32 [length].
+    """
     overlap = length - stride
-    ramp = (np.arange(overlap) + 0.5) / max(overlap, 1)
+    ramp = np.clip(2 * (np.arange(overlap) + 0.5) / max(overlap, 1) - 0.5, 0, 1)
     window = np.ones(length)
     window[:overlap], window[length - overlap :] = ramp, ramp[::-1]
     return window.astype(np.float32)
