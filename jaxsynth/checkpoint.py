@@ -23,7 +23,12 @@ def open_manager(workdir: Path, keep_last: int = 1) -> ocp.CheckpointManager:
     """Manager of a run's checkpoints: saves in the background, keeps the last `keep_last` and the best.
 
     Best is the lowest metric `val_loss`. A checkpoint appears under its name only when it is whole.
+
+    Raises:
+      InputError: workdir is no folder.
     """
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir {workdir}: is a file, expected a folder")
     keep = policies.AnyPreservationPolicy(
         [
             policies.LatestN(keep_last),
@@ -68,6 +73,12 @@ def _restore(folder: Path, like: TrainState) -> TrainState:
             ) from error
 
 
+def exists(workdir: Path) -> bool:
+    """Whether a run has a checkpoint."""
+    root = workdir / FOLDER
+    return root.is_dir() and any(p.name.isdigit() for p in root.iterdir())
+
+
 def find(path: Path | str, step: str = "best") -> Path:
     """The folder of one checkpoint.
 
@@ -100,7 +111,7 @@ def _val_loss(folder: Path) -> float:
 
 
 def read_metadata(path: Path | str, step: str = "best") -> dict:
-    """The metadata of a checkpoint: keys `config`, `intensity`, `spacing_um`, `num_files`. `path`: see `find`.
+    """The metadata of a checkpoint: keys `config`, `intensity`, `spacing_um`, `num_files`, `cells`. `path`: see `find`.
 
     Raises:
       InputError: no checkpoint, or one that cannot be read.

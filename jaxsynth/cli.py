@@ -23,11 +23,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Calls `main`; an InputError becomes one line on stderr and exit status 2, Ctrl-C status 130."""
+    """Calls `main`; an InputError, or a file the system refuses, becomes one line on stderr and exit status 2; Ctrl-C
+    exits with status 130."""
     try:
         main()
     except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        # A folder that cannot be written, a full disk: named by the system, not a bug either.
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -32,8 +32,6 @@ def mesh_for(batch_size: int, accumulate: int = 1) -> Mesh:
       InputError: batch_size is no positive multiple of accumulate.
     """
     if accumulate < 1 or batch_size < 1 or batch_size % accumulate:
-        raise InputError(
-            f"data.batch_size={batch_size} must be a positive multiple of optim.accumulate={accumulate}"
-        )
+        raise InputError(f"data.batch_size={batch_size} must be a positive multiple of optim.accumulate={accumulate}")
     devices = jax.devices()
     return make_mesh(devices[: math.gcd(len(devices), batch_size // accumulate)])

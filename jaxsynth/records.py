@@ -33,8 +33,8 @@ class Schedule:
     """A discrete forward process of T steps (paper 001, eq. 2-3); index i is the step from x_i to x_(i+1).
 
     Attributes:
-      betas: float32 [T].
-      alphas_bar: float32 [T], cumulative product of 1 - betas.
+      betas: [T]; float64 on the host, see `diffusion.schedule.make_schedule`.
+      alphas_bar: [T], likewise; cumulative product of 1 - betas.
     """
 
     betas: jax.Array

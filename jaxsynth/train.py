@@ -1,6 +1,6 @@
 """Trains a network on a folder of images.
 
-    python -m jaxsynth.train --config configs/ddpm_2d.py --workdir runs/mine --config.data.path=FOLDER
+    python -m jaxsynth.train --config configs/ddpm.py --workdir runs/mine --config.data.path=FOLDER
 
 Started again with the same workdir it goes on where it stopped. The workdir gets `checkpoints/`, `scalars.jsonl`,
 `tensorboard/` and `previews/`.
@@ -20,11 +20,22 @@ from pathlib import Path
 from jaxsynth import cli
 from jaxsynth.errors import InputError
 
-VAL_BATCHES = 2
+VAL_PATCHES = 16  # at least so many held-out patches, whatever the batch
+RUN_AHEAD = 4  # steps that the host may be ahead of the device
 PATCHES = {2: (128, 128), 3: (32, 64, 64)}  # where data.patch is left open
 EVENTS = ("log", "val", "checkpoint", "preview")
 # What a run may not change when it is continued.
-FIXED = ("task", "model", "diffusion", "data.normalization", "data.patch", "optim.name", "optim.ema_decay")
+FIXED = (
+    "task",
+    "seed",
+    "model",
+    "diffusion",
+    "data.normalization",
+    "data.patch",
+    "data.channel",
+    "optim.name",
+    "optim.ema_decay",
+)
 
 
 def main() -> None:
@@ -62,6 +73,7 @@ def train(config, workdir: Path) -> None:
     key = keys.root(config.seed)
 
     # Task and images: whatever is wrong with them is said before anything is written.
+    _check_numbers(config)
     task = _find_task(config.task)
     parts = task.build(config)
     train_set, val_set = _open_images(config)
@@ -69,6 +81,10 @@ def train(config, workdir: Path) -> None:
     saved = _saved_metadata(workdir, config)
     if saved:
         intensity = intensities.Intensity.from_dict(saved["intensity"])
+        if intensity.dtype != train_set.dtype.name:
+            raise InputError(
+                f"{workdir} was trained on {intensity.dtype} images, {config.data.path} is {train_set.dtype}"
+            )
     else:
         intensity = intensities.fit(lambda: volumes.each(train_set), config.data.normalization)
 
@@ -100,7 +116,7 @@ def train(config, workdir: Path) -> None:
     held_out = stream.batches(
         val_set or train_set, intensity, keys.stream(key, "held out"), resident=False, symmetries=False, **options
     )
-    val_batches = list(itertools.islice(held_out, VAL_BATCHES))
+    val_batches = list(itertools.islice(held_out, -(-VAL_PATCHES // config.data.batch_size)))
     held_out.close()
 
     # The compiled functions.
@@ -119,7 +135,7 @@ def train(config, workdir: Path) -> None:
     if mesh.size < jax.device_count():
         print(f"note: data.batch_size={config.data.batch_size} does not split over all {jax.device_count()} devices")
     if val_set is None:
-        print("note: a single image holds none out: validation runs on the training image")
+        print("note: no image is held out: validation runs on the training images")
 
     seen = survey.survey(train_set, intensity) if saved is None else None
     metadata = {
@@ -139,6 +155,12 @@ def train(config, workdir: Path) -> None:
         good = manager.latest_step()
         return "none yet" if good is None else str(workdir / checkpoint.FOLDER / str(good))
 
+    def diverged(step: int, what: str):
+        sys.exit(
+            f"error: {what} at step {step} is not finite; last good checkpoint: {last_good()}. "
+            "Lower optim.learning_rate or optim.clip_norm and start again."
+        )
+
     stopped = []
     handlers = {s: signal.signal(s, lambda number, _: stopped.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -148,23 +170,23 @@ def train(config, workdir: Path) -> None:
             for step in range(first + 1, last + 1):
                 state, values = step_fn(state, next(batches))
                 pending.append(values)
-                ending = step == last or bool(stopped)
-                due = {what: ending or step % config.train[f"{what}_every"] == 0 for what in EVENTS}
+                interrupted = bool(stopped)  # read once: a signal that comes later is for the next step
+                ending = step == last or interrupted
+                due = {what: ending or _is_due(step, config.train[f"{what}_every"]) for what in EVENTS}
                 if not any(due.values()):
                     if clock is None:  # rates are of steps, not of the compilation of the first
                         jax.block_until_ready(values)
                         clock = (step, time.perf_counter())
+                    if len(pending) > RUN_AHEAD:
+                        jax.block_until_ready(pending[-RUN_AHEAD])
                     continue
 
                 # Losses are fetched here only, so that the device never waits for the host in between; none is
                 # skipped, and nothing is saved from a state past a bad one.
                 rows, pending = jax.device_get(pending), []
                 for row_step, row in enumerate(rows, step - len(rows) + 1):
-                    if not math.isfinite(row["loss"]):
-                        sys.exit(
-                            f"error: the loss at step {row_step} is not finite; last good checkpoint: {last_good()}. "
-                            "Lower optim.learning_rate or optim.clip_norm and start again."
-                        )
+                    if not all(map(math.isfinite, row.values())):
+                        diverged(row_step, "the loss or its gradient")
                 if due["log"]:
                     now = {name: float(sum(row[name] for row in rows) / len(rows)) for name in rows[0]}
                     line = f"step {step}/{last}  loss {now['loss']:.4f}"
@@ -176,14 +198,16 @@ def train(config, workdir: Path) -> None:
                     scalars.write(step, now)
                 if due["val"] or due["checkpoint"]:
                     validation = validate(state)
+                    if not math.isfinite(validation["val/loss"]):
+                        diverged(step, "the held-out loss")
                     print(f"step {step}/{last}  held-out loss {validation['val/loss']:.4f}", flush=True)
                     scalars.write(step, validation)
                 if due["checkpoint"]:
                     checkpoint.save(manager, state, metadata, validation["val/loss"])
-                if due["preview"] and not stopped:
+                if due["preview"] and not interrupted:
                     log.write_preview(workdir, step, jax.device_get(preview_fn(state, val_batches[0])))
                 clock = (step, time.perf_counter())
-                if stopped:
+                if interrupted:
                     manager.wait_until_finished()
                     print(f"stopped by signal {stopped[0]} after step {step}; saved. The same command continues.")
                     sys.exit(128 + stopped[0])
@@ -206,6 +230,25 @@ def _find_task(name: str):
     if name not in there:
         raise InputError(f"unknown task {name!r}: expected one of {', '.join(there)}")
     return importlib.import_module(f"jaxsynth.tasks.{name}")
+
+
+def _is_due(step: int, every: int) -> bool:
+    """Whether an event is due that happens `every` so many steps; 0: only at the end."""
+    return every > 0 and step % every == 0
+
+
+def _check_numbers(config) -> None:
+    """Raises InputError for numbers that no training can run with."""
+    least = {"train.num_steps": 1, "train.keep_last": 1, "optim.learning_rate": 0, "optim.warmup_steps": 0}
+    least |= {f"train.{what}_every": 0 for what in EVENTS} | {"data.device_limit_gib": 0, "optim.clip_norm": 0}
+    for name, limit in least.items():
+        section, key = name.split(".")
+        if not config[section][key] >= limit:
+            raise InputError(f"{name} must be at least {limit}, got {config[section][key]}")
+    if not 0 <= config.optim.ema_decay < 1:
+        raise InputError(f"optim.ema_decay must lie in [0, 1), got {config.optim.ema_decay}")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"seed must lie in 0..{2**32 - 1}, got {config.seed}")
 
 
 def _open_images(config):
@@ -261,14 +304,13 @@ def _saved_metadata(workdir: Path, config) -> dict | None:
     """
     from jaxsynth import checkpoint
 
-    try:
-        saved = checkpoint.read_metadata(workdir, "latest")
-    except InputError:
+    if not checkpoint.exists(workdir):
         return None
+    saved = checkpoint.read_metadata(workdir, "latest")
     for name in FIXED:
         old, new = saved["config"], config.to_dict()
         for part in name.split("."):
-            old, new = old[part], new[part]
+            old, new = old.get(part, {}), new[part]
         if json.dumps(old) != json.dumps(new):
             raise InputError(f"{workdir} was trained with {name}={old}, now {new}: restore it or use another --workdir")
     return saved

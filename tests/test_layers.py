@@ -21,6 +21,7 @@ MAY = (
         "checkpoint": BASE,
         "log": BASE | {"figures"},
         "manifest": BASE,
+        "specimens": BASE | {"sim"},
         "tasks": BASE | KERNELS | {"data", "tasks", "optimiser"},
     }
 )

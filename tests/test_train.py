@@ -136,6 +136,23 @@ def test_a_non_finite_loss_stops_and_names_the_last_good_checkpoint(images, tmp_
     assert checkpoint.find(workdir, "latest").name == "50"
 
 
+def test_nothing_is_saved_from_a_state_past_a_bad_one(images, tmp_path):
+    """With a checkpoint after every step: the update that breaks the parameters must not be kept as the last good."""
+    workdir = tmp_path / "diverged"
+    overrides = {"optim.learning_rate": 1e30, "optim.schedule": "constant", "optim.name": "adamw"}
+    done = train(workdir, images, **overrides, **{"train.checkpoint_every": 1, "train.preview_every": 0})
+    assert done.returncode == 1
+    assert "not finite" in done.stderr and done.stderr.count("\n") == 1
+    kept = [p for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()]
+    assert all(np.isfinite(leaf).all() for step in kept for leaf in jax.tree.leaves(state_of(workdir, step.name)))
+
+
+def test_a_workdir_that_is_a_file_is_named(images, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = train(tmp_path / "file", images)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "file" in done.stderr
+
+
 def test_a_finished_run_has_nothing_to_do(finished, images):
     again = train(finished[0], images)
     assert again.returncode == 0
@@ -167,6 +184,9 @@ def test_a_run_cannot_go_on_as_another(finished, images, overrides, message):
         ({"task": "dppm"}, "ddpm"),
         ({"data.patch": "(64,64)", "data.allow_padding": False}, "smaller than the patch"),
         ({"data.batch_size": 0}, "batch_size"),
+        ({"train.num_steps": -1}, "num_steps"),
+        ({"train.log_every": -1}, "log_every"),
+        ({"optim.ema_decay": 1.0}, "ema_decay"),
     ],
 )
 def test_mistakes_get_one_line_and_leave_nothing(images, tmp_path, overrides, message):

@@ -30,7 +30,7 @@ class Draw:
     Attributes:
       index: int32 [B], the volume.
       start: int32 [B, D], first voxel; negative where the volume is smaller than the patch, which is then centred.
-      symmetry: bool [B, D + 1], see `augment`.
+      symmetry: bool [B, 3], see `augment`.
     """
 
     index: jax.Array
@@ -56,7 +56,7 @@ def draw(key: jax.Array, shapes: np.ndarray, patch: tuple[int, ...], batch_size:
     place = jax.random.randint(keys.stream(key, "place"), (batch_size, ndim), 0, jnp.maximum(room, 0) + 1)
     start = jnp.where(room >= 0, place, room // 2)
     symmetry_keys = jax.random.split(keys.stream(key, "symmetry"), batch_size)
-    symmetry = jax.vmap(lambda k: augment.draw_symmetry(k, ndim))(symmetry_keys)
+    symmetry = jax.vmap(augment.draw_symmetry)(symmetry_keys)
     return Draw(index=index, start=start, symmetry=symmetry)
 
 
@@ -143,7 +143,10 @@ def _resident(volumes, shapes, patch, drawn, finish, first_step, split, replicat
 
 
 def _streamed(volumes, shapes, patch, drawn, finish, first_step, split, replicated) -> Iterator[jax.Array]:
-    host = jax.devices("cpu")[0]
+    try:
+        host = jax.devices("cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        host = jax.devices()[0]
     finish = jax.jit(finish, out_shardings=split)
     drawn = jax.jit(drawn)
 

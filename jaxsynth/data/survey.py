@@ -45,10 +45,11 @@ def survey(volumes: VolumeSet, intensity: Intensity) -> Survey | None:
         aspect = np.asarray(volumes.spacing_um) / volumes.spacing_um[-1]
     radii, counts = [], []
     for index in range(0, len(volumes.paths), step)[:MAX_FILES]:
-        found = _cells(_centre(np.asarray(normalise(load(volumes, index), intensity))), aspect)
+        block = _centre(np.asarray(normalise(load(volumes, index), intensity)))
+        found = _cells(block, aspect)
         if found is not None:
             radii.append(found[0])
-            counts.append(found[1])
+            counts.append(found[1] * np.prod(volumes.shapes[index], dtype=float) / block.size)
     if not radii:
         return None
     shape = np.median(np.asarray(volumes.shapes), axis=0).astype(int)

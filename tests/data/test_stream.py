@@ -62,9 +62,9 @@ def test_patches_are_cut_where_the_draw_says(images):
     for got, index, start, symmetry in zip(batch, *map(np.asarray, (at.index, at.start, at.symmetry)), strict=True):
         whole = np.pad(volumes.load(found, index), 16, mode="reflect")
         cut = whole[tuple(slice(s + 16, s + 16 + n) for s, n in zip(start, patch, strict=True))]
-        for axis in range(len(patch)):
-            cut = np.flip(cut, axis) if symmetry[axis] else cut
-        cut = np.swapaxes(cut, -1, -2) if symmetry[-1] else cut
+        for axis in (0, 1):
+            cut = np.flip(cut, axis - 2) if symmetry[axis] else cut
+        cut = np.swapaxes(cut, -1, -2) if symmetry[2] else cut
         np.testing.assert_allclose(got[..., 0], normalise(cut, intensity), atol=1e-6)
 
 
