@@ -6,7 +6,9 @@ Runs the commands of jaxsynth one after the other and prints each, to be run aga
 folder it starts from images of the embedded microscope. Safe to run twice: finished steps are not repeated.
 """
 
+import json
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,27 +29,34 @@ def _main() -> None:
     parser = cli.Parser("jaxsynth.quickstart", __doc__)
     parser.add_argument("folder", nargs="?", help="your images (default: images of the embedded microscope)")
     parser.add_argument("--out", default="runs/quickstart", help="default: runs/quickstart")
+    parser.add_argument("--channel", type=int, help="channel of your images where they have several")
+    parser.add_argument("--dataset", help="data set inside your HDF5 files (default: data/image)")
     parser.add_argument("--train_steps", type=int, help="default: 500 in 2D, 200 in 3D")
     args = parser.parse_args()
     out = Path(args.out)
     real = Path(args.folder) if args.folder else out / "real" / "images"
-    asked = str(real.resolve())
-    # One folder, one source of images: a model is never continued on others.
-    note = out / "images.txt"
-    if note.is_file() and note.read_text() != asked:
-        raise InputError(f"{out} was made from {note.read_text()}: remove it or give another --out")
+    configs = Path(__file__).parent.parent / "configs" / "quickstart.py"
+    if not configs.is_file():
+        raise InputError("the quickstart needs the configs/ of a clone of the repository; none lies beside the package")
+    # One folder, one source of images and one length of training: nothing is continued as something else.
+    note = out / "quickstart.json"
+    asked = {"images": str(real.resolve()), "channel": args.channel, "train_steps": args.train_steps}
+    if note.is_file() and json.loads(note.read_text()) != asked:
+        raise InputError(f"{out} was made otherwise, see {note}: remove it or give another --out")
+    only = [f"--{name}={value}" for name in ("channel", "dataset") if (value := getattr(args, name)) is not None]
 
     if not args.folder:
         _step(
             1, "images of the embedded microscope stand in for real ones",
             "simulate", "--recipe", "nuclei", "--num", NUM_REAL, "--seed", 1, "--render", "--out", out / "real",
         )  # fmt: skip
-    shape = _shape(real)
+    shape = _shape(real, args)
     out.mkdir(parents=True, exist_ok=True)
-    note.write_text(asked)
+    note.write_text(json.dumps(asked))
     _step(
         2, "a diffusion model learns what the images look like; it never sees a label",
-        "train", "--config", "configs/quickstart.py", "--workdir", out / "model", f"--config.data.path={real}",
+        "train", "--config", configs, "--workdir", out / "model", f"--config.data.path={real}",
+        *(word.replace("--", "--config.data.", 1) for word in only),
         *(["--config.data.batch_size=1"] if len(shape) == 3 else []),
         f"--config.train.num_steps={args.train_steps or (200 if len(shape) == 3 else 500)}",
     )  # fmt: skip
@@ -58,7 +67,7 @@ def _main() -> None:
     )  # fmt: skip
     _step(
         4, "real and synthetic images are compared",
-        "evaluate", "--real", real, "--synthetic", out / "dataset", "--out", out,
+        "evaluate", "--real", real, *only, "--synthetic", out / "dataset", "--out", out,
     )  # fmt: skip
     print(
         f"\nLook at {out / 'overview.png'} (real | labels | sketch | synthetic) and {out / 'evaluation.png'}.\n"
@@ -68,11 +77,11 @@ def _main() -> None:
     )
 
 
-def _shape(real: Path) -> tuple[int, ...]:
+def _shape(real: Path, args) -> tuple[int, ...]:
     """The size of the synthetic images: the first real one's, at most LARGEST."""
     from jaxsynth.data import volumes
 
-    first = volumes.read(volumes.find_files(real)[0]).shape
+    first = volumes.read(volumes.find_files(real)[0], channel=args.channel, dataset=args.dataset).shape
     return tuple(min(size, most) for size, most in zip(first, LARGEST[len(first)], strict=True))
 
 
@@ -80,9 +89,15 @@ def _step(number: int, what: str, command: str, *args) -> None:
     """Runs one command of jaxsynth; its error line and status become this command's."""
     words = ["-m", f"jaxsynth.{command}", *map(str, args)]
     print(f"\n[{number}/4] {what}\n$ python {shlex.join(words)}", flush=True)
-    status = subprocess.run([sys.executable, *words], check=False).returncode
+    # Ctrl-C reaches the command itself, which saves and exits in its own time; a termination is handed on.
+    with subprocess.Popen([sys.executable, *words]) as process:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        status = process.wait()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if status:
-        sys.exit(status)
+        sys.exit(status if status > 0 else 128 - status)
 
 
 if __name__ == "__main__":
