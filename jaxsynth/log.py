@@ -54,5 +54,6 @@ def write_preview(workdir: Path, step: int, volumes: dict) -> Path:
 
     path = workdir / "previews" / f"{step:07d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    figures.preview(path, {title: np.asarray(volume) for title, volume in volumes.items()})
+    titles = sorted(volumes, key=lambda title: (title != "real", title))  # jit returns a dict in order of its keys
+    figures.preview(path, {title: np.asarray(volumes[title]) for title in titles})
     return path
