@@ -224,6 +224,8 @@ def _cached(path: Path, channel: int | None) -> np.ndarray:
                 _cache.move_to_end(key)
                 return _cache[key]
         array = decode(path, channel, mapped=True)  # outside the lock: threads decode different files at once
+        if not isinstance(array, np.memmap) and array.base is not None:
+            array = array.copy()  # one channel must not keep the others in memory
         with _cache_lock:
             _cache[key] = array
             held = sum(a.nbytes for a in _cache.values() if not isinstance(a, np.memmap))
