@@ -31,7 +31,7 @@ def _main() -> None:
     parser.add_argument("--out", default="runs/quickstart", help="default: runs/quickstart")
     parser.add_argument("--channel", type=int, help="channel of your images where they have several")
     parser.add_argument("--dataset", help="data set inside your HDF5 files (default: data/image)")
-    parser.add_argument("--train_steps", type=int, help="default: 500 in 2D, 200 in 3D")
+    parser.add_argument("--train_steps", type=int, help="default: 600 in 2D, 200 in 3D")
     args = parser.parse_args()
     out = Path(args.out)
     real = Path(args.folder) if args.folder else out / "real" / "images"
@@ -58,7 +58,7 @@ def _main() -> None:
         "train", "--config", configs, "--workdir", out / "model", f"--config.data.path={real}",
         *(word.replace("--", "--config.data.", 1) for word in only),
         *(["--config.data.batch_size=1"] if len(shape) == 3 else []),
-        f"--config.train.num_steps={args.train_steps or (200 if len(shape) == 3 else 500)}",
+        f"--config.train.num_steps={args.train_steps or (200 if len(shape) == 3 else 600)}",
     )  # fmt: skip
     _step(
         3, "new cells are simulated, sketched, noised and denoised into images",
