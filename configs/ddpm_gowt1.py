@@ -14,9 +14,12 @@ def get_config():
     config = common.get_config()
     config.data.batch_size = 4
     config.diffusion.t_max = 500
-    config.optim.ema_decay = 0.995
-    config.train.num_steps = 1600
-    config.train.val_every = 200
-    config.train.checkpoint_every = 200
-    config.train.preview_every = 800
+    config.optim.name = "adamw"  # RAdam holds back for the first hundreds of steps
+    config.optim.learning_rate = 3e-3
+    config.optim.warmup_steps = 20
+    config.optim.ema_decay = 0.99
+    config.train.num_steps = 500
+    config.train.val_every = 100
+    config.train.checkpoint_every = 100
+    config.train.preview_every = 500
     return config

@@ -16,6 +16,7 @@ from pathlib import Path
 from jaxsynth import cli
 from jaxsynth.errors import InputError
 
+NOTE = "quickstart.json"
 NUM_REAL, NUM_SYNTHETIC = 24, 8
 LARGEST = {2: (256, 256), 3: (32, 96, 96)}  # synthetic images of the quickstart, voxels: minutes, not hours, on CPU
 
@@ -28,21 +29,23 @@ def main() -> None:
 def _main() -> None:
     parser = cli.Parser("jaxsynth.quickstart", __doc__)
     parser.add_argument("folder", nargs="?", help="your images (default: images of the embedded microscope)")
-    parser.add_argument("--out", default="runs/quickstart", help="default: runs/quickstart")
+    parser.add_argument("--out", help="default: runs/quickstart, or beside it where that was made from other images")
     parser.add_argument("--channel", type=int, help="channel of your images where they have several")
     parser.add_argument("--dataset", help="data set inside your HDF5 files (default: data/image)")
     parser.add_argument("--train_steps", type=int, help="default: 600 in 2D, 200 in 3D")
     args = parser.parse_args()
-    out = Path(args.out)
-    real = Path(args.folder) if args.folder else out / "real" / "images"
     configs = Path(__file__).parent.parent / "configs" / "quickstart.py"
     if not configs.is_file():
         raise InputError("the quickstart needs the configs/ of a clone of the repository; none lies beside the package")
-    # One folder, one source of images and one length of training: nothing is continued as something else.
-    note = out / "quickstart.json"
-    asked = {"images": str(real.resolve()), "channel": args.channel, "train_steps": args.train_steps}
-    if note.is_file() and json.loads(note.read_text()) != asked:
-        raise InputError(f"{out} was made otherwise, see {note}: remove it or give another --out")
+    # One source of images and one length of training a folder: nothing is continued as something else.
+    asked = {"images": str(Path(args.folder).resolve()) if args.folder else "embedded microscope"}
+    asked |= {"channel": args.channel, "train_steps": args.train_steps}
+    name = Path(asked["images"]).name.replace(" ", "-")
+    places = [args.out] if args.out else ["runs/quickstart", f"runs/quickstart-{name}"]
+    out = next((Path(place) for place in places if _made_from(Path(place)) in (None, asked)), None)
+    if out is None:
+        raise InputError(f"{places[-1]} was made otherwise, see {NOTE} in it: remove it or give another --out")
+    real = Path(args.folder) if args.folder else out / "real" / "images"
     only = [f"--{name}={value}" for name in ("channel", "dataset") if (value := getattr(args, name)) is not None]
 
     if not args.folder:
@@ -52,7 +55,7 @@ def _main() -> None:
         )  # fmt: skip
     shape = _shape(real, args)
     out.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(asked))
+    (out / NOTE).write_text(json.dumps(asked))
     _step(
         2, "a diffusion model learns what the images look like; it never sees a label",
         "train", "--config", configs, "--workdir", out / "model", f"--config.data.path={real}",
@@ -75,6 +78,11 @@ def _main() -> None:
         "Next: bash launch/quickstart.sh FOLDER_OF_YOUR_IMAGES, or the steps above with other options;\n"
         "for images worth publishing train longer: python -m jaxsynth.train --config configs/ddpm.py ... on a GPU."
     )
+
+
+def _made_from(out: Path) -> dict | None:
+    """What an earlier quickstart in this folder was asked for, or None."""
+    return json.loads((out / NOTE).read_text()) if (out / NOTE).is_file() else None
 
 
 def _shape(real: Path, args) -> tuple[int, ...]:

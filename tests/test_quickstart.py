@@ -30,13 +30,14 @@ def test_without_a_folder_and_again(tmp_path):
     assert len(names) == 8
     assert names == sorted(p.name for p in (out / "dataset" / "labels").iterdir())
     scores = json.loads((out / "evaluation.json").read_text())
-    assert scores
+    assert scores["distances_from_real"]["synthetic"]["kld"] > 0
+    assert "sketch" in scores["distances_from_real"]
     before = {p: p.stat().st_mtime_ns for p in (out / "dataset" / "images").iterdir()}
     again = quickstart("--out", out, "--train_steps", 2)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stdout
     assert before == {p: p.stat().st_mtime_ns for p in (out / "dataset" / "images").iterdir()}
-    other = quickstart(tmp_path, "--out", out)
+    other = quickstart(out / "real" / "images", "--out", out)
     assert other.returncode == 2 and other.stderr.count("\n") == 1
 
 
