@@ -81,8 +81,8 @@ def _main() -> None:
 
 
 def _made_from(out: Path) -> dict | None:
-    """What an earlier quickstart in this folder was asked for, or None."""
-    return json.loads((out / NOTE).read_text()) if (out / NOTE).is_file() else None
+    """What the quickstart that trained in this folder was asked for, or None where none has got so far."""
+    return json.loads((out / NOTE).read_text()) if (out / NOTE).is_file() and (out / "model").is_dir() else None
 
 
 def _shape(real: Path, args) -> tuple[int, ...]:
