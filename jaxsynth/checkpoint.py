@@ -35,7 +35,13 @@ def open_manager(workdir: Path, keep_last: int = 1) -> ocp.CheckpointManager:
             policies.BestN(get_metric_fn=lambda metrics: metrics["val_loss"], reverse=True, n=1),
         ]
     )
-    options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=keep,
+        # Without a best_fn metrics are neither written nor seen by the policy.
+        best_fn=lambda metrics: metrics["val_loss"],
+        best_mode="min",
+        cleanup_tmp_directories=True,
+    )
     return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
 
 
