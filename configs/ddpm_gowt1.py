@@ -2,8 +2,8 @@
 
     python -m jaxsynth.train --config configs/ddpm_gowt1.py --workdir runs/gowt1 --config.data.path=FOLDER
 
-8 minutes on two busy CPU cores, 1.7 GB. Held-out loss 0.407 after 500 steps (RAdam: 0.413 after 1600); it cannot fall far, since most of these
-images is camera noise, which nothing can tell from the noise of the diffusion.
+8 minutes on two busy CPU cores, 1.7 GB. Held-out loss 0.407 after 500 steps (RAdam: 0.413 after 1600); it cannot fall
+far, since most of these images is camera noise, which nothing can tell from the noise of the diffusion.
 """
 
 from configs import common
