@@ -4,7 +4,8 @@
     python -m jaxsynth.sample --checkpoint runs/mine --sketches DIR/sketches --out runs/mine/dataset
 
 OUT gets `images/`, `labels/` and `sketches/` with equal names, and `manifest.json` with all that is needed to make
-any file again. Each file depends on the seed and its own name alone; finished files are skipped on a second run.
+any file again. Beside the settings a file depends on the seed and its own name alone; finished files are skipped on a
+second run.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from jaxsynth import cli
 from jaxsynth import manifest as manifests
 from jaxsynth.errors import InputError
 
-FOLDERS = ("labels", "sketches", "images")  # written in this order: a file with an image is finished
+FOLDERS = ("labels", "sketches", "images")
 TILES = {2: ((512, 512), (64, 64)), 3: ((64, 128, 128), (16, 32, 32))}  # largest tile and least overlap, voxels
 CHUNK_S = 5.0  # a progress line about this often
 

@@ -97,6 +97,7 @@ def train(config, workdir: Path) -> None:
     first = int(state.step)
     last = config.train.num_steps
     if first >= last:
+        manager.close()
         print(f"nothing to do: {workdir} is at step {first} of {last}")
         return
 
