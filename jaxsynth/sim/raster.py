@@ -271,11 +271,19 @@ def owners(
     blocks = make_blocks(shape)
     low, high = block_boxes(coordinates(blocks, spacing_um, transform))
     slack = [0.0] * len(shape) if warp_um is None else [jnp.max(jnp.abs(part)) for part in warp_um]
-    meets = valid
-    for d in range(len(shape)):
-        middle, half = (low[d] + high[d])[..., None] / 2, (high[d] - low[d])[..., None] / 2
-        meets = meets & (jnp.abs(middle - centre_um[:, d]) <= reach_um[:, d] + half + slack[d])
-    listed, most = block_lists(jnp.broadcast_to(meets, (*blocks.counts, valid.shape[0])), per_block)
+
+    def row(box):
+        # One row of blocks at a time: all blocks times all cells would outweigh the volume.
+        meets = valid
+        for d, (low, high) in enumerate(box):
+            middle, half = (low + high)[..., None] / 2, (high - low)[..., None] / 2
+            meets = meets & (jnp.abs(middle - centre_um[:, d]) <= reach_um[:, d] + half + slack[d])
+        return block_lists(jnp.broadcast_to(meets, (*blocks.counts[1:], valid.shape[0])), per_block)
+
+    def by_row(x):
+        return jnp.broadcast_to(x, (blocks.counts[0], *x.shape[1:]))
+
+    listed, most = jax.lax.map(row, [(by_row(a), by_row(b)) for a, b in zip(low, high, strict=True)])
     labels, spilled = sweep(
         value, centre_um, listed, most, blocks, spacing_um,
         transform=transform, warp_um=warp_um, layers=layers,
