@@ -69,3 +69,95 @@ def test_brighter_cells_are_brighter_and_counts_fit_16_bits():
     means = ndimage.mean(image, np.asarray(labels), range(5))
     assert (np.diff(means) > 0).all()
     assert image.min() >= 0 and image.max() < 65535 and (image == 0).mean() < 1e-3
+
+
+# ---- light and optics apart ----
+
+
+def test_render_is_the_image_of_the_light():
+    labels = jnp.zeros((48, 64), jnp.int32).at[8:30, 8:40].set(1)
+    brightness, spacing = jnp.array([0.0, 0.6]), (0.5, 0.4)
+
+    @jax.jit
+    def both(key):
+        light = microscope.light(key, labels, brightness, spacing, contrast=0.2)
+        image = microscope.image(key, light, spacing, gain=3.0)
+        return image, microscope.render(key, labels, brightness, spacing, contrast=0.2, gain=3.0)
+
+    np.testing.assert_allclose(*both(jax.random.key(1)))
+
+
+def test_light_of_overlapping_cells_adds_up():
+    one = jnp.zeros((12, 12), jnp.int32).at[:, :8].set(1)
+    two = jnp.zeros((12, 12), jnp.int32).at[:, 4:].set(2)
+    key, brightness, plain = jax.random.key(0), jnp.array([0.0, 0.4, 1.0]), {"contrast": 0.0, "nucleoli": 0.0}
+    light = jax.jit(lambda labels: microscope.light(key, labels, brightness, (0.5, 0.5), dimmest=0.0, **plain))
+    both = light(jnp.stack([one, two]))
+    np.testing.assert_allclose(both[3], [0.4] * 4 + [1.4] * 4 + [1.0] * 4, rtol=1e-6)
+    assert both.shape == (12, 12)
+
+
+IDEAL = {"haze": 0.0, "shading": 0.0, "read_noise": 0.0, "offset": 0.0, "gain": 1.0}
+
+
+def test_an_impulse_becomes_the_psf():
+    """So much light that photon noise is nothing; a PSF that is not symmetric, with even and odd sizes."""
+    rng = np.random.default_rng(0)
+    psf = rng.uniform(0.5, 1, (4, 5, 7)).astype(np.float32)
+    psf /= psf.sum()
+    light = jnp.zeros((12, 16, 20)).at[6, 7, 9].set(1.0)
+    image = jax.jit(functools.partial(microscope.image, spacing_um=(1.0, 0.5, 0.5), photons=1e8, background=0.0,
+                                      **IDEAL))  # fmt: skip
+    seen = np.asarray(image(jax.random.key(0), light, psf=jnp.asarray(psf))) / 1e8
+    np.testing.assert_allclose(seen[4:8, 5:10, 6:13], psf, atol=4e-5)  # 5 standard deviations
+    assert seen.sum() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4, 5), (8, 3), (40, 9)])
+@pytest.mark.parametrize("shape", [(21, 18), (16, 1)])
+def test_convolution_equals_scipy(size, shape):
+    """Even and odd kernels, smaller and larger than the volume."""
+    rng = np.random.default_rng(1)
+    x, kernel = rng.normal(size=shape).astype(np.float32), rng.uniform(size=size).astype(np.float32)
+    # SciPy's centre of an even kernel is the same, P // 2.
+    expected = ndimage.convolve(x.astype(np.float64), kernel.astype(np.float64), mode="reflect")
+    np.testing.assert_allclose(microscope.convolve(x, kernel), expected, atol=1e-5 * kernel.sum())
+
+
+@pytest.mark.parametrize("spacing", [(0.5, 0.4), (1.0, 0.4, 0.4)])
+def test_a_measured_gaussian_is_the_gaussian(spacing):
+    shape, sigma_um = (9, 30, 26)[-len(spacing) :], (1.2, 0.6, 0.8)[-len(spacing) :]
+    sigma = [s / step for s, step in zip(sigma_um, spacing, strict=True)]
+    spot = np.zeros([2 * int(4 * s + 0.5) + 1 for s in sigma])
+    spot[tuple(n // 2 for n in spot.shape)] = 1
+    psf = jnp.asarray(ndimage.gaussian_filter(spot, sigma, mode="constant"), jnp.float32)
+    light = jax.random.uniform(jax.random.key(0), shape)
+
+    @jax.jit
+    def three(light):
+        batch = jax.vmap(microscope.convolve, (0, None))(jnp.stack([light, 2 * light]), psf)
+        return microscope.blur(light, tuple(sigma)), *batch
+
+    blurred, seen, twice = three(light)
+    np.testing.assert_allclose(seen, blurred, atol=1e-5)
+    np.testing.assert_allclose(twice, 2 * blurred, atol=2e-5)
+    np.testing.assert_allclose(jnp.sum(seen), jnp.sum(light), rtol=1e-5)
+
+
+def test_a_psf_of_another_rank_is_refused():
+    with pytest.raises(ValueError, match=r"rank of the volume, 3; got shape \(3, 3\)"):
+        microscope.convolve(jnp.zeros((4, 5, 6)), jnp.ones((3, 3)))
+
+
+def test_light_decays_along_z():
+    spacing, length = (0.5, 1.0, 1.0), 4.0
+    image = jax.jit(functools.partial(microscope.image, spacing_um=spacing, photons=1e6, psf_sigma_um=(0.0, 1.0, 1.0),
+                                      background=50.0, **IDEAL))  # fmt: skip
+    planes = np.asarray(image(jax.random.key(0), jnp.ones((16, 20, 20)), absorption_um=length)).mean((1, 2))
+    np.testing.assert_allclose(planes, 50 + 1e6 * np.exp(-(np.arange(16) + 0.5) * 0.5 / length), rtol=1e-3)
+
+
+def test_a_plane_has_no_depth():
+    image = jax.jit(functools.partial(microscope.image, spacing_um=(1.0, 1.0)))
+    light = jnp.ones((20, 20))
+    np.testing.assert_array_equal(image(jax.random.key(0), light, absorption_um=2.0), image(jax.random.key(0), light))

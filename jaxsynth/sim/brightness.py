@@ -1,0 +1,107 @@
+"""How brightness is distributed over cells: uniform, or as in the user's annotated images.
+
+A distribution is its quantile table: float32 [Q], rising, the quantiles at the probabilities 0, 1 / (Q - 1), ..., 1,
+with straight lines between.
+"""
+
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxsynth.errors import InputError
+from jaxsynth.sim.sketch import cell_means
+
+QUANTILES = 257
+
+
+@struct.dataclass
+class Brightness:
+    """Brightness of cells as measured; `sketch(labels, draw(key, table, N + 1), levels=levels)` looks like it.
+
+    Attributes:
+      table: float32 [Q], quantiles of the relative brightness, from 0 (the dimmest cell) to 1 (the brightest).
+      levels: the grey of the background, of the dimmest cell and of the brightest, in [-1, 1]; static.
+    """
+
+    table: jax.Array
+    levels: tuple[float, float, float] = struct.field(pytree_node=False)
+
+
+def uniform(low: float = 0.0, high: float = 1.0) -> jax.Array:
+    """The quantile table of U(low, high): float32 [2]. Raises InputError unless 0 <= low <= high <= 1."""
+    if not 0 <= low <= high <= 1:
+        raise InputError(f"brightness: expected a range within [0, 1]; got {low} to {high}")
+    return jnp.asarray([low, high], jnp.float32)
+
+
+def draw(key: jax.Array, table: jax.Array, num: int) -> jax.Array:
+    """Draws from a quantile table by the inverse of its distribution function.
+
+    Args:
+      key: typed PRNG key.
+      table: float32 [Q], Q >= 2, as in `Brightness`.
+      num: static.
+
+    Returns:
+      float32 [num], within the table's range.
+    """
+    at = jax.random.uniform(key, (num,)) * (table.shape[0] - 1)
+    below = jnp.minimum(at.astype(jnp.int32), table.shape[0] - 2)
+    part = at - below
+    return (1 - part) * table[below] + part * table[below + 1]
+
+
+def fit(means: np.ndarray, background: float) -> Brightness:
+    """The distribution of given brightnesses.
+
+    Levels are the extremes of the cells, not the intensity's percentiles (`Intensity.levels`), so that no cell's
+    brightness is clipped and drawn greys are distributed as the measured ones.
+
+    Args:
+      means: float [M], one mean grey per cell, in [-1, 1]; cells of any number of images.
+      background: the grey of the background, in [-1, 1].
+
+    Raises:
+      InputError: no cell, or values that are not finite or not in [-1, 1].
+    """
+    means = np.asarray(means, np.float64).ravel()
+    if means.size == 0:
+        raise InputError("brightness: expected the means of at least one cell; got none")
+    greys = np.append(means, background)
+    if not (np.abs(greys) <= 1).all():  # not for NaN either
+        raise InputError(f"brightness: expected greys in [-1, 1]; got {greys.min():g} to {greys.max():g}")
+    low, high = float(means.min()), float(means.max())
+    table = np.quantile((means - low) / (high - low or 1.0), np.linspace(0, 1, QUANTILES))
+    return Brightness(jnp.asarray(table, jnp.float32), (float(background), low, high))
+
+
+def fit_images(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Brightness:
+    """The distribution of the cells of annotated images; the background is the mean over the images.
+
+    Args:
+      pairs: (labels int32 [*S], 0 = background; image float [*S], normalised to [-1, 1]), any number, one at a time.
+
+    Raises:
+      InputError: labels and image differ in shape, there is no cell in any, or a value is outside [-1, 1].
+    """
+    means, backgrounds = [], []
+    for labels, image in pairs:
+        labels, image = np.asarray(labels), np.asarray(image)
+        if labels.shape != image.shape:
+            raise InputError(f"brightness: expected labels of the image's shape {image.shape}; got {labels.shape}")
+        # Ids in files may be large and sparse.
+        ids, ranks = np.unique(labels, return_inverse=True)
+        ranks = ranks.reshape(labels.shape) + int(ids[0] != 0)
+        num = int(ranks.max())
+        # Few different table sizes, so that few programs are compiled.
+        capacity = 64 * (num // 64 + 1)
+        found, background = _cell_means(jnp.asarray(ranks, jnp.int32), jnp.asarray(image, jnp.float32), capacity)
+        means.append(np.asarray(found)[:num])
+        backgrounds.append(float(background))
+    return fit(np.concatenate(means) if means else np.zeros(0), float(np.mean(backgrounds)) if backgrounds else 0.0)
+
+
+_cell_means = jax.jit(cell_means, static_argnums=2)
