@@ -2,10 +2,14 @@
 
     python -m jaxsynth.evaluate --real FOLDER --synthetic runs/mine/dataset --out runs/mine/evaluation
     python -m jaxsynth.evaluate --real FOLDER --synthetic runs/mine/dataset --paired
+    python -m jaxsynth.evaluate --labels --real MASKS --synthetic sim/hela --spacing_um 0.645,0.645
 
 As sets: histogram distances (KLD, Bhattacharyya), spectra, background noise, texture and brightness, with one half
 of the real images against the other as the yardstick. With --paired, files of equal name show the same cells, and
 PSNR, SSIM, MAE, NRMSE and ZNCC are taken of each pair too. OUT gets evaluation.json, evaluation.png, overview.png.
+
+With --labels, label images: size, elongation, solidity, nearest neighbour, density of the cells, by Wasserstein and
+Kolmogorov-Smirnov distance, the halves of the real ones as the yardstick. OUT gets metrics.json, distributions.png.
 """
 
 import json
@@ -15,6 +19,7 @@ from pathlib import Path
 
 from jaxsynth import cli
 from jaxsynth import manifest as manifests
+from jaxsynth.compare_labels import spread
 from jaxsynth.errors import InputError
 
 NUM_BINS = 100
@@ -35,10 +40,34 @@ def _main() -> None:
     parser.add_argument("--num", type=int, help="compare at most so many images of each set")
     parser.add_argument("--channel", type=int, help="channel of the real images")
     parser.add_argument("--dataset", help="data set inside HDF5 files (default: data/image)")
+    masks = parser.add_argument_group("label images")
+    masks.add_argument("--labels", action="store_true", help="both are label images (or data sets with labels/)")
+    masks.add_argument("--background_label", type=int, default=0,
+                       help="label of the background in the real ones, beside 0 (some sets use 1)")  # fmt: skip
+    masks.add_argument("--spacing_um", type=cli.numbers(float), metavar="Z,Y,X",
+                       help="micrometres per voxel of files that state none; default: voxels")  # fmt: skip
     args = parser.parse_args()
+    _check(args)
+    if args.labels:
+        from jaxsynth import compare_labels
+
+        compare_labels.compare(args)
+    else:
+        evaluate(args)
+
+
+def _check(args) -> None:
     if args.num is not None and args.num < 1:
         raise InputError(f"--num: expected 1 or more; got {args.num}")
-    evaluate(args)
+    for_images = {"--paired": args.paired, "--channel": args.channel is not None, "--dataset": bool(args.dataset)}
+    for_labels = {"--background_label": args.background_label != 0, "--spacing_um": args.spacing_um is not None}
+    wrong = [name for name, given in (for_images if args.labels else for_labels).items() if given]
+    if wrong:
+        raise InputError(f"{wrong[0]}: goes with {'images, not with --labels' if args.labels else '--labels'}")
+    if args.background_label < 0:
+        raise InputError(f"--background_label: expected 0 or more; got {args.background_label}")
+    if args.spacing_um is not None and not all(0 < step < math.inf for step in args.spacing_um):
+        raise InputError(f"--spacing_um: expected positive numbers; got {args.spacing_um}")
 
 
 def evaluate(args) -> dict:
@@ -68,8 +97,7 @@ def evaluate(args) -> dict:
         real = volumes.subset(real, [i for i, _ in pairs])
         synthetic = volumes.subset(synthetic, [j for _, j in pairs])
     elif args.num:
-        # Spread over the set, since neighbouring files are often alike.
-        real, synthetic = (volumes.subset(s, _spread(len(s.paths), args.num)) for s in (real, synthetic))
+        real, synthetic = (volumes.subset(s, spread(len(s.paths), args.num)) for s in (real, synthetic))
     out = Path(args.out) if args.out else images.parent
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file, expected a folder")
@@ -137,11 +165,6 @@ def evaluate(args) -> dict:
     _report(result)
     print(f"written: {out / 'evaluation.json'}, {out / 'evaluation.png'}, {out / 'overview.png'}")
     return result
-
-
-def _spread(count: int, num: int) -> list[int]:
-    """At most `num` of the indices 0..count-1, evenly spread."""
-    return sorted({round(i * (count - 1) / max(num - 1, 1)) for i in range(min(num, count))})
 
 
 def _pairs(real, synthetic) -> list[tuple[int, int]]:
@@ -232,8 +255,8 @@ def _draw(figures, out, folder, real, synthetic, measured, result, edges, scale,
     ]  # fmt: skip
     figures.curves(out / "evaluation.png", panels, _table(result))
 
-    chosen = _spread(len(synthetic.paths), ROWS)
-    shown = chosen if paired else _spread(len(real.paths), len(chosen))
+    chosen = spread(len(synthetic.paths), ROWS)
+    shown = chosen if paired else spread(len(real.paths), len(chosen))
     columns = {"real": [volumes.load(real, i) for i in shown]}
     made = [synthetic.paths[i].stem for i in chosen]
     for title, read in (("labels", volumes.read_labels), ("sketches", volumes.read)):

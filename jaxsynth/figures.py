@@ -1,73 +1,21 @@
-"""Pictures for people: the one module that draws. Pixels are shown 1:1 or enlarged by whole numbers, never resampled.
+"""Pictures for people: the one module that draws. Pixels are shown 1:1 or by whole numbers larger or smaller.
 
 Files are PNG, written aside and renamed, so that a picture is whole or not there.
 """
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from jaxsynth.panels import Tone, colours, extremes, fit_tone, focus, whole, windowed
 
 DPI = 100
 INK, FAINT, RULE, PAPER = "#1b1f24", "#6a737d", "#d0d7de", "#ffffff"
 COLOURS = {"real": INK, "real, other half": "#8c959f", "synthetic": "#d1495b", "sketch": "#3a7ca5"}
 SPARE = ("#66a182", "#edae49", "#8d6a9f", "#d1495b", "#3a7ca5")
-SHOWN = 384  # most pixels of a panel along a side; larger images are cropped
-SMALL = 320  # a panel is enlarged as long as it stays within so many pixels
-GAP, MARGIN, CAPTION, TITLE = 10, 18, 22, 30  # pixels
-
-
-@dataclass(frozen=True)
-class Tone:
-    """How brightness becomes grey: (x - low) / (high - low), through asinh(softening x) where that is above 0.
-
-    Attributes:
-      low, high: what becomes black and white, image units.
-      softening: steepness of the dark end; 0 = linear.
-    """
-
-    low: float
-    high: float
-    softening: float = 0.0
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Grey values, float32 [*S] in [0, 1]."""
-        y = (np.asarray(image, np.float32) - np.float32(self.low)) / np.float32(self.high - self.low)
-        y = np.clip(y, 0, 1)
-        return np.arcsinh(y * self.softening) / np.arcsinh(self.softening) if self.softening else y
-
-
-def fit_tone(volumes: Sequence[np.ndarray]) -> Tone:
-    """The tone that shows these volumes well, from their 0.5 to their 99.95 percentile.
-
-    Where a quarter of the cells' voxels would be darker than 0.4 of the range, the dark end is made steeper until
-    they are not, so that dim cells are seen beside bright ones.
-    """
-    from skimage.filters import threshold_otsu
-
-    voxels = np.concatenate([np.asarray(v, np.float32).reshape(-1)[:: max(1, v.size // 200_000)] for v in volumes])
-    voxels = voxels[np.isfinite(voxels)]
-    low, high = (float(q) for q in np.percentile(voxels, (0.5, 99.95))) if voxels.size else (0.0, 1.0)
-    if not high > low:
-        return Tone(*_extremes(volumes))
-    level = np.clip((voxels - low) / (high - low), 0, 1)
-    # The root brings dim and bright cells together, so that Otsu's threshold tells cells from background.
-    cells = level[np.sqrt(level) > threshold_otsu(np.sqrt(level))]
-    quarter = np.percentile(cells, 25) if cells.size else 1.0
-    for softening in (0.0, 3.0, 6.0, 12.0, 24.0):
-        tone = Tone(low, high, softening)
-        if tone(low + quarter * (high - low)) >= 0.4:
-            break
-    return tone
-
-
-def _extremes(volumes: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Least and greatest value, kept apart."""
-    low = min(float(np.min(volume)) for volume in volumes)
-    high = max(float(np.max(volume)) for volume in volumes)
-    return low, high if high > low else low + 1.0
+GAP, MARGIN, CAPTION, LINE, TITLE = 10, 18, 22, 15, 30  # pixels
 
 
 def overview(
@@ -80,8 +28,9 @@ def overview(
 ) -> None:
     """A table of pictures, one column per title, one row per image.
 
-    An image larger than `SHOWN` pixels is shown through the window that holds most cells; a volume as its plane with
-    most cells and, below, the cut across their middle. Windows and planes are the same along a row where shapes are.
+    An image larger than `panels.SHOWN` pixels is shown through the window that holds most cells; a volume as its plane
+    with most cells and, below, the cut across their middle. Windows and planes are the same along a row where shapes
+    are.
 
     Args:
       path: the PNG.
@@ -95,22 +44,79 @@ def overview(
     paints = {title: tone for title in columns}
     paints["labels"] = colours
     if "sketch" in columns:
-        paints["sketch"] = Tone(*_extremes(columns["sketch"]))
+        paints["sketch"] = Tone(*extremes(columns["sketch"]))
     rows = []
     for row in range(max(map(len, columns.values()))):
         volumes = {title: np.asarray(column[row]) for title, column in columns.items() if row < len(column)}
-        focus = {}
-        for title in sorted(volumes, key=lambda title: title != "labels"):  # labels know best where the cells are
-            focus.setdefault(volumes[title].shape, _focus(volumes[title], title == "labels"))
+        places = _places(volumes, ("labels",))
         panels, left = [], ""
         for title in columns:
             name = names[title][row] if names and row < len(names.get(title, ())) else ""
             volume = volumes.get(title)
-            picture = None if volume is None else _picture(volume, focus[volume.shape], paints[title], aspect)
-            panels.append((picture, "" if name == left else name))
+            shown = None if volume is None else windowed(volume, places[volume.shape], paints[title], aspect)
+            panels.append((shown, "" if name == left else name))
             left = name
         rows.append(panels)
     _sheet(path, rows, list(columns), heading)
+
+
+def specimens(
+    path: str | os.PathLike,
+    columns: Mapping[str, Sequence[np.ndarray]],
+    *,
+    names: Sequence[str] = (),
+    aspect: float = 1.0,
+    labels: Sequence[str] = ("labels", "nuclei"),
+    heading: str = "",
+) -> None:
+    """A contact sheet of simulated specimens: one row each, whole, made smaller where larger than `panels.WHOLE`.
+
+    A volume is shown as its plane with most cells and, below, the xz cut where most cells are; planes few or thin are
+    stretched in the cut. The caption tells the scale, the plane and the cut, and the range of maps that are not labels.
+
+    Args:
+      path: the PNG.
+      columns: title -> volumes [*S], (Y, X) or (Z, Y, X), one rank per row. Label maps are drawn in colours, masks
+        (bool) black and white, a sketch from its least to its greatest value, "image" and other maps in the tone that
+        suits them.
+      names: the rows' names.
+      aspect: in 3D, a plane's distance over a pixel's width.
+      labels: which titles are label maps.
+      heading: a line above the titles.
+    """
+    rows = []
+    for row in range(max(map(len, columns.values()))):
+        volumes = {title: np.asarray(column[row]) for title, column in columns.items() if row < len(column)}
+        # One plane needs no cut.
+        volumes = {t: v[0] if v.ndim == 3 and len(v) == 1 else v for t, v in volumes.items()}
+        places = _places(volumes, labels)
+        panels = []
+        for title in columns:
+            if title not in volumes:
+                panels.append((None, ""))
+                continue
+            volume = volumes[title]
+            if title in labels:
+                paint, told = colours, f"{np.count_nonzero(np.unique(volume))} cells"
+            elif volume.dtype == bool:
+                paint, told = Tone(0.0, 1.0), f"{volume.mean():.1%} of voxels"
+            else:
+                paint = Tone(*extremes([volume])) if title == "sketch" else fit_tone([volume])
+                told = f"{volume.min():.4g} to {volume.max():.4g}"
+            shown, how = whole(volume, places[volume.shape], paint, aspect=aspect, nearest=title in labels)
+            name = names[row] if title == next(iter(columns)) and row < len(names) else ""
+            panels.append((shown, "\n".join(part for part in (f"{name}  {told}".strip(), how) if part)))
+        rows.append(panels)
+    _sheet(path, rows, list(columns), heading)
+
+
+def _places(volumes: Mapping[str, np.ndarray], labels: Sequence[str]) -> dict:
+    """Where to look, shape -> `panels.focus`; labels know best where the cells are."""
+    places = {}
+    for title in sorted(volumes, key=lambda title: title not in labels):
+        if volumes[title].shape not in places:
+            places[volumes[title].shape] = focus(volumes[title], title in labels)
+    return places
 
 
 def preview(path: str | os.PathLike, volumes: Mapping[str, np.ndarray]) -> None:
@@ -122,13 +128,13 @@ def preview(path: str | os.PathLike, volumes: Mapping[str, np.ndarray]) -> None:
     for title, volume in volumes.items():
         volume = np.asarray(volume)
         labels = title == "labels"
-        picture = _picture(volume, _focus(volume, labels), colours if labels else fit_tone([volume]))
-        panels.append((picture, f"{volume.min():.3g} to {volume.max():.3g}"))
+        shown = windowed(volume, focus(volume, labels), colours if labels else fit_tone([volume]))
+        panels.append((shown, f"{volume.min():.3g} to {volume.max():.3g}"))
     _sheet(path, [panels], list(volumes), "")
 
 
 def curves(path: str | os.PathLike, panels: Sequence[Mapping], table: Sequence[Sequence[str]] = ()) -> None:
-    """Plots side by side and, below, a table.
+    """Plots side by side, four at most, in rows and, below, a table.
 
     Args:
       path: the PNG.
@@ -139,12 +145,15 @@ def curves(path: str | os.PathLike, panels: Sequence[Mapping], table: Sequence[S
     """
     from matplotlib.lines import Line2D
 
-    column, row = 5.6, 0.25  # inches
+    column, tall, row = 5.6, 4.0, 0.25  # inches
     below = row * len(table) + 0.3 if table else 0.0
-    width, height = column * len(panels), 4.0 + below
+    rows = -(-len(panels) // 4)
+    across = -(-len(panels) // rows)
+    width, height = column * across, tall * rows + below
     figure = _figure(width, height)
     for i, panel in enumerate(panels):
-        box = ((column * i + 0.85) / width, (below + 0.65) / height, (column - 1.05) / width, 2.85 / height)
+        left, low = column * (i % across), below + tall * (rows - 1 - i // across)
+        box = ((left + 0.85) / width, (low + 0.65) / height, (column - 1.05) / width, 2.85 / height)
         axes = figure.add_axes(box)
         spare = iter(SPARE)
         floor = min((np.min(y[y > 0]) for y in map(np.asarray, panel["lines"].values()) if np.any(y > 0)), default=1.0)
@@ -183,55 +192,32 @@ def curves(path: str | os.PathLike, panels: Sequence[Mapping], table: Sequence[S
     _save(figure, path)
 
 
-def colours(labels: np.ndarray) -> np.ndarray:
-    """A bright colour per cell on black, always the same for the same label: float32 [*S, 3] in [0, 1]."""
-    from matplotlib.colors import hsv_to_rgb
+def distributions(
+    path: str | os.PathLike,
+    samples: Mapping[str, tuple[str, Mapping[str, np.ndarray]]],
+    table: Sequence[Sequence[str]] = (),
+) -> None:
+    """Cumulative curves side by side and, below, a table.
 
-    ids, index = np.unique(labels, return_inverse=True)
-    # Steps of the golden ratio keep the hues of successive labels far apart, however many there are.
-    hue, saturation, value = (ids * step % 1 for step in (0.618033988749895, 0.7548776662, 0.569840291))
-    table = hsv_to_rgb(np.stack([hue, 0.45 + 0.4 * saturation, 0.75 + 0.25 * value], -1))
-    table[ids == 0] = 0
-    return table[index.reshape(labels.shape)].astype(np.float32)
-
-
-def _focus(volume: np.ndarray, labels: bool) -> tuple[tuple[int | slice, ...], int]:
-    """Where most cells lie: (index of the plane or window, [D]; row of the cut, of use in 3D)."""
-    cells = volume > (0 if labels else np.percentile(volume, 95))
-    window, row = [], 0
-    for axis, size in enumerate(volume.shape):
-        sums = cells.sum(axis=tuple(a for a in range(volume.ndim) if a != axis))
-        width = 1 if axis == volume.ndim - 3 else min(size, SHOWN)
-        totals = np.convolve(sums, np.ones(width), mode="valid")
-        best = np.flatnonzero(totals == totals.max())
-        start = int(best[len(best) // 2])
-        window.append(start if axis == volume.ndim - 3 else slice(start, start + width))
-        if axis == 1:
-            row = start + int(np.argmax(sums[start : start + width]))
-    return tuple(window), row
-
-
-def _picture(volume, focus, paint, aspect=1.0) -> np.ndarray:
-    """The picture of a volume, float32 [H, W, 3] in [0, 1]."""
-    window, row = focus
-    plane = _rgb(paint(volume[window]))
-    zoom = max(1, SMALL // max(plane.shape[:2]))
-    plane = _enlarge(plane, zoom, zoom)
-    if volume.ndim == 2:
-        return plane
-    cut = _rgb(paint(volume[:, row, window[2]]))
-    cut = _enlarge(cut, min(zoom * aspect, SHOWN / len(cut)), zoom)
-    return np.concatenate([plane, np.ones((4, plane.shape[1], 3), np.float32), cut])
-
-
-def _rgb(picture):
-    return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, -1).astype(np.float32)
-
-
-def _enlarge(picture, rows, columns):
-    """Repeats pixels; `rows` may be a fraction, as planes seldom lie whole pixels apart."""
-    index = (np.arange(max(1, round(len(picture) * rows))) / rows).astype(int)
-    return np.repeat(picture[np.minimum(index, len(picture) - 1)], columns, axis=1)
+    Args:
+      path: the PNG.
+      samples: title -> (label of the horizontal axis, {name: values [M]}), each set's values being a curve that tells
+        what share of them is at most x. The axis leaves out the outermost half per cent; sets without values are
+        passed over, and so are titles without sets.
+      table: as in `curves`.
+    """
+    panels = []
+    for title, (xlabel, sets) in samples.items():
+        sets = {name: np.sort(values) for name, values in sets.items() if len(values)}
+        if not sets:
+            continue
+        ends = [np.percentile(values, (0.5, 99.5)) for values in sets.values()]
+        low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+        margin = 0.03 * (high - low) or 0.5
+        x = np.linspace(low - margin, high + margin, 600)
+        lines = {name: np.searchsorted(values, x, side="right") / len(values) for name, values in sets.items()}
+        panels.append({"title": title, "x": x, "xlabel": xlabel, "ylabel": "share at most x", "lines": lines})
+    curves(path, panels, table)
 
 
 def _sheet(path, rows, titles, heading) -> None:
@@ -239,8 +225,9 @@ def _sheet(path, rows, titles, heading) -> None:
     widths = [max([180] + [row[c][0].shape[1] for row in rows if row[c][0] is not None]) for c in range(len(titles))]
     heights = [max([40] + [picture.shape[0] for picture, _ in row if picture is not None]) for row in rows]
     top = MARGIN + (TITLE if heading else 0)
+    below = CAPTION + LINE * max(caption.count("\n") for row in rows for _, caption in row)
     width = 2 * MARGIN + sum(widths) + GAP * (len(widths) - 1)
-    height = top + TITLE + sum(heights) + len(rows) * (CAPTION + GAP)
+    height = top + TITLE + sum(heights) + len(rows) * (below + GAP)
     canvas = np.ones((height, width, 3), np.float32)
     figure = _figure(width / DPI, height / DPI)
 
@@ -257,9 +244,10 @@ def _sheet(path, rows, titles, heading) -> None:
         for left, wide, (picture, caption) in zip(lefts, widths, row, strict=True):
             if picture is not None:
                 canvas[y : y + picture.shape[0], left : left + picture.shape[1]] = picture
-                caption = _shorten(caption, wide // 9)
-                write(left, y + picture.shape[0] + CAPTION // 2, caption, fontsize=9, color=FAINT)
-        y += tall + CAPTION + GAP
+                for i, line in enumerate(caption.split("\n")):
+                    place = y + picture.shape[0] + CAPTION // 2 + LINE * i
+                    write(left, place, _shorten(line, wide // 7), fontsize=9, color=FAINT)
+        y += tall + below + GAP
     figure.figimage(canvas, 0, 0, origin="upper")
     _save(figure, path)
 

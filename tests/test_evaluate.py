@@ -129,3 +129,99 @@ def test_real_images_against_themselves(real_data, tmp_path, monkeypatch):
     found = scores(tmp_path / "out")
     assert found["distances_from_real"]["synthetic"]["kld"] == 0
     assert 0 < found["distances_from_real"]["real, other half"]["bhattacharyya"] < 0.5
+
+
+def masks(folder, count, shape=(60, 70), seed=0, radius=5.0, background=0, spacing_um=None):
+    """Label images of discs or balls on a jittered grid, named 0.tif, 1.tif, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    for i in range(count):
+        labels = np.full(shape, background, np.int32)
+        for place in np.ndindex(*(n // 18 for n in shape)):
+            inside = np.linalg.norm(grid - (np.add(place, 0.5) * 18 + rng.uniform(-2, 2, len(shape))), axis=-1)
+            labels[inside < radius * rng.uniform(0.8, 1.2)] = labels.max() + 1
+        volumes.write(folder / f"{i}.tif", labels, spacing_um=spacing_um)
+    return folder
+
+
+def cell_scores(folder):
+    return json.loads((folder / "metrics.json").read_text())["statistics"]
+
+
+@pytest.mark.parametrize("shape", [(60, 70), (36, 40, 54)])
+def test_label_images_are_compared_cell_by_cell(tmp_path, monkeypatch, capsys, shape):
+    real = masks(tmp_path / "real", 4, shape)
+    masks(tmp_path / "set" / "labels", 3, shape, seed=1, radius=6.0, spacing_um=(0.5,) * len(shape))
+    spacing = ",".join(["0.5"] * len(shape))
+    options = ("--labels", "--real", real, "--spacing_um", spacing)
+    evaluate(monkeypatch, *options, "--synthetic", tmp_path / "set")
+    found = cell_scores(tmp_path / "set")
+    radius = found["radius"]
+    assert radius["unit"] == "um"
+    assert radius["synthetic"]["median"] / radius["real"]["median"] == pytest.approx(1.2, abs=0.08)
+    assert radius["ks"] > 2 * radius["real_ks"] and radius["wasserstein"] > 0.5
+    assert found["num_cells"]["real"]["median"] == np.prod([n // 18 for n in shape])
+    printed = capsys.readouterr().out
+    assert "nearest neighbour, um" in printed and f"size, um^{len(shape)}" in printed
+    assert io.imread(tmp_path / "set" / "distributions.png").shape[1] > 1000
+    evaluate(monkeypatch, *options, "--synthetic", real, "--out", tmp_path / "same", "--num", 2)
+    assert all(row["ks"] in (0, None) for row in cell_scores(tmp_path / "same").values())
+
+
+def test_another_background_and_no_voxel_size(tmp_path, monkeypatch, capsys):
+    """Background 1 in the real label images alone; a single image is no yardstick; an empty one has no cells."""
+    plain = masks(tmp_path / "plain", 1)
+    shifted = masks(tmp_path / "shifted", 1, background=1)
+    evaluate(monkeypatch, "--labels", "--real", shifted, "--synthetic", plain, "--background_label", 1)
+    found = cell_scores(tmp_path)
+    assert all(row["ks"] == 0 and row["real_ks"] is None for row in found.values())
+    assert "measured in voxels" in capsys.readouterr().out and found["size"]["unit"] == "voxels"
+    volumes.write(plain / "empty.tif", np.zeros((60, 70), np.int32))
+    evaluate(monkeypatch, "--labels", "--real", shifted, "--synthetic", plain, "--background_label", 1)
+    assert cell_scores(tmp_path)["num_cells"]["synthetic"]["quartiles"][0] < found["num_cells"]["real"]["median"]
+    assert "1 of 2 synthetic label images hold no cells" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda p: volumes.write(p / "0.tif", np.zeros((20, 20), np.int32)), (), "no cells in any of 1"),
+        (lambda p: masks(p, 1, (36, 40, 36)), (), "is 3D (36, 40, 36), but"),
+        (lambda p: volumes.write(p / "0.tif", np.full((20, 20), 0.5, np.float32)), (), "whole numbers"),
+        (lambda p: None, (), "no image files"),
+        (lambda p: masks(p, 1), ("--spacing_um", "1,1,1"), "expected 2 numbers"),
+        (lambda p: masks(p, 1), ("--spacing_um", "1,0"), "positive"),
+        (lambda p: masks(p, 1), ("--background_label", "-1"), "--background_label"),
+        (lambda p: masks(p, 1), ("--paired",), "--paired: goes with images"),
+        (lambda p: masks(p, 1), ("--channel", "0"), "--channel: goes with images"),
+    ],
+)
+def test_mistakes_with_label_images_get_one_line(tmp_path, monkeypatch, capsys, change, options, message):
+    real = masks(tmp_path / "real", 1)
+    (tmp_path / "made").mkdir()
+    change(tmp_path / "made")
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        evaluate(
+            monkeypatch, "--labels", "--real", real, "--synthetic", tmp_path / "made", "--out", out, *map(str, options)
+        )
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_options_of_label_images_need_the_switch(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, "--real", tmp_path, "--synthetic", tmp_path, "--spacing_um", "1,1")
+    assert capsys.readouterr().err == "error: --spacing_um: goes with --labels\n"
+
+
+def test_real_cells_against_their_own_movie(real_data, tmp_path, monkeypatch):
+    """HeLa nuclei: early and late frames have alike sizes, but a growing number of cells."""
+    folder = real_data / "hela" / "masks"
+    options = ("--labels", "--real", folder, "--synthetic", folder, "--num", 6, "--spacing_um", "0.645,0.645")
+    evaluate(monkeypatch, *options, "--out", tmp_path / "out")
+    found = cell_scores(tmp_path / "out")
+    assert all(row["ks"] == 0 for row in found.values())
+    assert found["size"]["real_ks"] < 0.2 and found["num_cells"]["real_ks"] == 1
