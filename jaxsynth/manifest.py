@@ -1,8 +1,14 @@
-"""`manifest.json`: what makes every file of a data set again."""
+"""`manifest.json`: what makes every file of a data set again.
+
+Several workers can fill one folder: each writes a manifest of its own, `manifest-2-of-4.json`, so that none overwrites
+another's, and who opens the folder reads all of them.
+"""
 
 import json
 import os
 import platform
+import time
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -13,11 +19,12 @@ NAME = "manifest.json"
 
 
 def open_manifest(out: Path, command: str, settings: dict) -> dict:
-    """The manifest of the data set in `out`, begun earlier or now; nothing is written yet.
+    """The manifest of the data set in `out`, begun earlier or now, by one process or many; nothing is written yet.
 
     Args:
       command: which command makes the data set.
-      settings: all that its files depend on; JSON-able.
+      settings: all that its files depend on; JSON-able. One that no earlier run had, as it concerns files that were
+        not asked for then, is added.
 
     Returns:
       {"command", "settings", "versions", "files": {name: {...}}}; `files` are those made earlier.
@@ -28,24 +35,47 @@ def open_manifest(out: Path, command: str, settings: dict) -> dict:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file, expected a folder")
     settings = json.loads(json.dumps(settings))
-    files = {}
-    if (out / NAME).is_file():
-        try:
-            earlier = json.loads((out / NAME).read_text())
-            files, old, made_by = earlier["files"], earlier["settings"], earlier["command"]
-        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise InputError(f"{out / NAME}: not a manifest of jaxsynth; choose another --out") from error
-        if made_by != command:
-            raise InputError(f"{out}: was made by jaxsynth.{made_by}; choose another --out")
+    files, before = {}, {}
+    for earlier in _earlier(out):
+        if earlier["command"] != command:
+            raise InputError(f"{out}: was made by jaxsynth.{earlier['command']}; choose another --out")
+        old = earlier["settings"]
         for name, value in settings.items():
-            if old.get(name) != value:
-                raise InputError(f"{out}: was made with {name} {old.get(name)}, not {value}; choose another --out")
+            if name in old and old[name] != value:
+                raise InputError(f"{out}: was made with {name} {old[name]}, not {value}; choose another --out")
+        before |= old
+        _merge(files, earlier["files"])
     versions = {package: metadata.version(package) for package in ("jax", "jaxlib", "flax", "numpy")}
     versions |= {"jaxsynth": jaxsynth.__version__, "python": platform.python_version()}
-    return {"command": command, "settings": settings, "versions": versions, "files": files}
+    return {"command": command, "settings": before | settings, "versions": versions, "files": files}
 
 
-def make_folders(out: Path, folders: tuple[str, ...]) -> None:
+def _earlier(out: Path) -> list[dict]:
+    """The manifests in `out`, the common one last."""
+    found = []
+    for file in [*sorted(out.glob("manifest-*-of-*.json")), out / NAME]:
+        if not file.is_file():
+            continue
+        try:
+            content = json.loads(file.read_text())
+            sound = all(isinstance(content[key], kind) for key, kind in
+                        (("command", str), ("settings", dict), ("files", dict)))  # fmt: skip
+        except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+            sound = False
+        if not sound:
+            raise InputError(f"{file}: not a manifest of jaxsynth; choose another --out")
+        found.append(content)
+    return found
+
+
+def _merge(files: dict, more: dict) -> None:
+    """Adds what `more` knows of files; of a file that was only planned elsewhere it may know everything."""
+    for name, entry in more.items():
+        if len(entry) >= len(files.get(name, ())):
+            files[name] = entry
+
+
+def make_folders(out: Path, folders: Sequence[str]) -> None:
     """Makes `out` and its `folders`.
 
     Raises:
@@ -60,6 +90,64 @@ def make_folders(out: Path, folders: tuple[str, ...]) -> None:
 
 def write_json(file: Path, content: dict) -> None:
     """Writes strict JSON, whole or not at all."""
-    part = file.with_name(file.name + ".part")
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
     part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     os.replace(part, file)
+
+
+def make_files(
+    out: Path,
+    manifest: dict,
+    names: Sequence[str],
+    there: Callable[[str], bool],
+    make: Callable[[str], dict],
+    *,
+    planned: Callable[[str], dict],
+    worker: tuple[int, int] = (1, 1),
+) -> bool:
+    """Makes those files of `names` that are missing, with a line of progress, and keeps the manifest up to date.
+
+    Args:
+      manifest: of `open_manifest`; changed.
+      there: whether all files of a name lie in the folder.
+      make: makes them; returns what the manifest is to tell of them beside what was planned.
+      planned: what it tells of them before.
+      worker: (i, n): every n-th name, from the i-th on, is this process's.
+
+    Returns:
+      Whether all of `names` are finished, by whomever; then the manifest tells of all of them.
+    """
+    part, parts = worker
+    own = names[part - 1 :: parts]
+    place = out / (NAME if parts == 1 else f"manifest-{part}-of-{parts}.json")
+    files = manifest["files"]
+
+    def finished(name: str) -> bool:
+        # The manifest tells of a file last: what is only planned was interrupted.
+        return name in files and len(files[name]) > len(planned(name)) and there(name)
+
+    todo = [name for name in own if not finished(name)]
+    if len(todo) < len(own):
+        print(f"{len(own) - len(todo)} of {len(own)} are finished already")
+    files = {name: planned(name) for name in own} | (files if parts == 1 else {n: files[n] for n in own if n in files})
+    manifest = manifest | {"files": files}
+    write_json(place, manifest)
+    started, shown = time.monotonic(), 0.0
+    for index, name in enumerate(todo):
+        files[name] = planned(name) | make(name)
+        write_json(place, manifest)
+        now = time.monotonic()
+        left = (now - started) / (index + 1) * (len(todo) - index - 1)
+        if now - shown > 2 or index + 1 == len(todo):
+            shown = now
+            print(f"{manifest['command']} {index + 1}/{len(todo)}  {name}  {now - started:.0f} s, {left:.0f} s left",
+                  flush=True)  # fmt: skip
+    if parts > 1:
+        # Each has written its own by now, so the last to come here sees all, and two who do write the same.
+        files = {name: planned(name) for name in names}
+        for earlier in _earlier(out):
+            _merge(files, earlier["files"])
+        if not all(map(finished, names)):
+            return False
+        write_json(out / NAME, manifest | {"files": files})
+    return True

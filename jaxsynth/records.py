@@ -29,6 +29,34 @@ class Cells:
 
 
 @struct.dataclass
+class Specimen:
+    """One simulated specimen.
+
+    Attributes:
+      labels: int32 [*S], 0 = background; [M, *S] where cells may overlap: the M nearest cells of every voxel.
+      brightness: float32 [N + 1], relative, in [0, 1], indexed by label; entry 0 is 0.
+      num_asked, num_placed: int32 []; fewer placed than asked for means that the field was full.
+      crowded: bool []; some block of voxels met more cells than it had room to list, so that some may be missing.
+      short: bool []; more cells were to be placed than there are slots.
+      cells: the ellipsoids behind nuclei, cell i being label i + 1; None for other shapes.
+      nuclei: int32 [*S], the nuclei of cells with membranes, under the cells' labels; None for other tissues.
+      membrane: bool [*S], likewise.
+      depth: `sim.foregrounds.Depth` of the organism, for light that fades inwards; None where it has no use.
+    """
+
+    labels: jax.Array
+    brightness: jax.Array
+    num_asked: jax.Array
+    num_placed: jax.Array
+    crowded: jax.Array
+    short: jax.Array
+    cells: Cells | None = None
+    nuclei: jax.Array | None = None
+    membrane: jax.Array | None = None
+    depth: Any = None
+
+
+@struct.dataclass
 class Schedule:
     """A discrete forward process of T steps (paper 001, eq. 2-3); index i is the step from x_i to x_(i+1).
 

@@ -291,13 +291,13 @@ def _check_scale(file: Path, metadata: dict) -> None:
 def _simulated(args, ndim: int, metadata: dict, intensity, root) -> tuple[list[Job], dict]:
     """Jobs that simulate their cells, and what tells of them in the manifest."""
     from jaxsynth import specimens
-    from jaxsynth.sim.sketch import sketch
 
     plan = specimens.plan(args.recipe, args.shape, args.spacing_um, args.cells, metadata)
+    drawer = specimens.drawer(plan, specimens.Wanted(levels=tuple(intensity.levels)))
 
     def draw(name):
-        drawn = specimens.draw(root, name, plan)
-        return drawn.labels, sketch(drawn.labels, drawn.brightness, levels=tuple(intensity.levels)), plan.spacing_um
+        drawn = drawer(root, name)
+        return drawn.specimen.labels, drawn.sketch, plan.spacing_um
 
     names = [f"{args.recipe}_{i:04d}" for i in range(args.num or 10)]
     return [Job(name, functools.partial(draw, name)) for name in names], dataclasses.asdict(plan)

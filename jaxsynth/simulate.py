@@ -1,25 +1,35 @@
 """Makes label images and sketches, from a recipe or from your own label images.
 
-    python -m jaxsynth.simulate --recipe hela --num 10 --out sim/hela
+    python -m jaxsynth.simulate --recipe hela --num 10 --out sim/hela --preview
     python -m jaxsynth.simulate --recipe celegans --num 2 --shape 32,128,128 --render --out sim/celegans
+    python -m jaxsynth.simulate --recipe nuclei --num 1 --frames 20 --out sim/series
+    python -m jaxsynth.simulate --recipe danio --centres masks/ --out sim/again
     python -m jaxsynth.simulate --labels masks/ --images images/ --checkpoint runs/mine --out sim/mine
+    python -m jaxsynth.simulate --labels masks/ --fit_shape organism --out organism.npz
 
-OUT/labels and OUT/sketches (float32 in [-1, 1]) get equal names, OUT/images too with --render (uint16 camera counts of
-a classical microscope model); OUT/manifest.json tells how to make every file again. Finished files are skipped on a
-second run, and a file is the same whatever else is made.
+Equal names lie in OUT/labels and OUT/sketches (float32 in [-1, 1]) and, where asked for or where the tissue has them:
+images/ (uint16 camera counts), nuclei/, membrane/ and sketches_nuclei/ of cells with membranes, labels_true/ and one
+folder per map. OUT/manifest.json tells how to make every file again. Finished files are skipped on a second run, and a
+file is the same whatever else is made, and by how many workers.
+
+Recipes: nuclei (2D or 3D, any cultured tissue), gowt1, hela (2D nuclei), celegans, danio, harmonics, embryo_elongated
+(3D nuclei), tribolium (nuclei of an embryo's surface, as a map), arabidopsis, drosophila (3D, cells between membranes).
 """
 
 import argparse
-import dataclasses
 import math
-import time
 from pathlib import Path
 
 from jaxsynth import cli
-from jaxsynth import manifest as manifests
 from jaxsynth.errors import InputError
 
-STREAM = "simulate"
+MAPS = ("boundary", "distance", "seeds", "position")
+# What goes with which source of labels only.
+RECIPE_ONLY = ("num", "shape", "cells", "render", "psf", "overlap", "centres", "mask", "shape_model", "frames",
+               "cycle_frames", "step_um", "death_rate", "brightness_images", "brightness_labels")  # fmt: skip
+LABELS_ONLY = ("images", "fit_shape", "modes")
+NOT_WITH_FRAMES = ("maps", "merge", "overlap", "centres")
+NOT_WITH_FIT = ("images", "checkpoint", "maps", "merge", "worker", "preview", "normalization")
 
 
 def main() -> None:
@@ -31,240 +41,170 @@ def _main() -> None:
     args = _parser().parse_args()
     _check(args)
     cli.enable_compilation_cache()
-    if args.recipe is not None:
-        from_recipe(args)
+    if args.fit_shape is not None:
+        from jaxsynth import label_files
+
+        label_files.fit_shape(args)
+    elif args.recipe is None:
+        from jaxsynth import label_files
+
+        label_files.make(args)
+    elif args.frames is not None:
+        from jaxsynth import timeseries
+
+        timeseries.make(args)
     else:
-        from_labels(args)
+        from jaxsynth import recipe_files
+
+        recipe_files.make(args)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> cli.Parser:
     parser = cli.Parser("jaxsynth.simulate", __doc__)
-    parser.add_argument("--out", required=True, help="folder of the results")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--spacing_um", type=cli.numbers(float), metavar="Z,Y,X",
-                        help="micrometres per voxel; default: the recipe's, or what the label files state")  # fmt: skip
-    parser.add_argument("--checkpoint", help="folder of a training run, whose brightness the sketches shall have")
+    add = parser.add_argument
+    add("--out", required=True, help="folder of the results (a file .npz with --fit_shape)")
+    add("--seed", type=int, default=0)
+    add("--spacing", "--spacing_um", dest="spacing_um", type=cli.numbers(float), metavar="Z,Y,X",
+        help="micrometres per voxel; default: the recipe's, or what the files state")  # fmt: skip
+    add("--checkpoint", help="folder of a training run, whose brightness the sketches shall have")
+    add("--normalization", choices=("minmax_shifted", "percentile", "asinh"),
+        help="of --images or --brightness_images where no --checkpoint is given; default asinh")  # fmt: skip
+    add("--background_label", type=int, help="label of the background in your label images (some sets use 1)")
+    add("--preview", action="store_true", help="also draw OUT/preview.png, a contact sheet of the first specimens")
+    add("--maps", type=_names, metavar="NAME,...",
+        help="also write boundary (uint8), distance (float32, micrometres, positive within cells), seeds (labels, the "
+             "deepest voxel of each cell) or position (float32, in relation to the organism's surface)")  # fmt: skip
+    add("--alpha", type=float, help="scale of the position map within the organism, voxels along x; default 100")
+    add("--beta", type=float, help="its scale outside; default: as --alpha")
+    add("--merge", type=float, metavar="RATE",
+        help="share of cells that grow together with a neighbour, as in a bad segmentation: so in labels/, the true "
+             "ones in labels_true/; sketches, images and maps show the true ones")  # fmt: skip
+    add("--worker", type=_worker, metavar="I/N",
+        help="make every N-th file from the I-th on: start 1/N to N/N at once, on one machine or many")  # fmt: skip
     simulated = parser.add_argument_group("from a recipe")
-    simulated.add_argument("--recipe", help="nuclei, hela or celegans")
-    simulated.add_argument("--num", type=int, help="how many images")
-    simulated.add_argument("--shape", type=cli.numbers(int), metavar="Z,Y,X", help="voxels; default: the paper's size")
-    simulated.add_argument("--cells", type=int, help="cells per image; default: drawn for each image")
-    simulated.add_argument("--render", action="store_true", help="also write a microscope model's picture of each")
+    add = simulated.add_argument
+    add("--recipe", help="one of those above")
+    add("--num", type=int, help="how many specimens; with --centres at most so many")
+    add("--shape", type=cli.numbers(int), metavar="Z,Y,X", help="voxels; default: the paper's size")
+    add("--cells", type=int, help="cells per specimen; default: drawn for each")
+    add("--render", action="store_true", help="also write a microscope model's picture of each")
+    add("--psf", help="measured point spread function for --render: one bead, TIFF that states its voxel size")
+    add("--overlap", type=float, metavar="SHARE",
+        help="0 to 1, 2D: cells may come closer than touching by this share, as in projections. labels/ are then "
+             "stacks of planes (M, Y, X): plane 0 holds the nearest cell of every pixel, plane 1 the next, and so on; "
+             "a cell is where any plane has its label")  # fmt: skip
+    add("--centres", metavar="PATH",
+        help="cells where you have them: label images (the centroids of their regions, shape and voxel size) "
+             "or tables (.csv, .tsv; columns z,y,x in micrometres from the corner); one specimen per file")  # fmt: skip
+    add("--mask", help="label image or mask: cells lie where it is not 0; its shape is the specimens'")
+    add("--shape_model", metavar="FILE.npz", help="of organisms, as --fit_shape makes it: each specimen gets a new one")
+    add("--brightness_images", metavar="DIR", help="cells as bright as those of these images")
+    add("--brightness_labels", metavar="DIR", help="their label images, same names")
+    series = parser.add_argument_group("time series, from a recipe of nuclei")
+    add = series.add_argument
+    add("--frames", type=int, metavar="T",
+        help="sequences of T frames in the Cell Tracking Challenge's layout: 01/, 01_GT/ and 01_sketches/; cells are "
+             "ellipsoids, bent where the recipe's are, and always rendered")  # fmt: skip
+    add("--cycle_frames", type=float, help="mean time from birth to division; default 20, inf: none divides")
+    add("--step_um", type=float, help="motion per frame; default 6 %% of the recipe's typical radius")
+    add("--death_rate", type=float, help="probability per cell and frame; default 0")
     own = parser.add_argument_group("from your own label images")
-    own.add_argument("--labels", help="folder, glob or file")
-    own.add_argument("--images", help="the real images, same names: each cell gets its mean brightness in them")
-    own.add_argument("--normalization", choices=("minmax_shifted", "percentile", "asinh"),
-                     help="of --images where no --checkpoint is given; default asinh")  # fmt: skip
-    own.add_argument("--background_label", type=int, default=0, help="label of the background (some sets use 1)")
+    add = own.add_argument
+    add("--labels", help="folder, glob or file")
+    add("--images", help="the real images, same names: each cell gets its mean brightness in them")
+    add("--fit_shape", choices=("organism", "cell"), help="write a statistical shape model of them to OUT instead")
+    add("--modes", type=int, help="its number of modes; default 10")
     return parser
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _worker(text: str) -> tuple[int, int]:
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not 1 <= int(parts[0]) <= int(parts[1]):
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 2/4; got {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
 def _check(args) -> None:
+    """Refuses what does not go together, before any work."""
     if (args.recipe is None) == (args.labels is None):
         raise InputError("expected either --recipe NAME or --labels DIR")
+    chosen = "--recipe" if args.recipe is not None else "--labels"
+    _refuse(args, LABELS_ONLY if args.recipe is not None else RECIPE_ONLY,
+            f"goes with {'--labels' if args.recipe is not None else '--recipe'}, not with {chosen}")  # fmt: skip
     if args.recipe is not None:
-        wrong = [f"--{name}" for name in ("images", "normalization") if getattr(args, name) is not None]
-        wrong += ["--background_label"] * (args.background_label != 0)
-        if wrong:
-            raise InputError(f"{wrong[0]}: goes with --labels, not with --recipe")
-        if args.num is None:
-            raise InputError("--num: expected the number of images to make")
-        if args.num < 1:
-            raise InputError(f"--num: expected 1 or more; got {args.num}")
-        if args.cells is not None and args.cells < 0:
-            raise InputError(f"--cells: expected 0 or more; got {args.cells}")
+        _check_recipe(args)
+    elif args.fit_shape is not None:
+        _refuse(args, NOT_WITH_FIT, "does not go with --fit_shape")
+        if Path(args.out).suffix != ".npz":
+            raise InputError(f"--out: expected a file .npz for the shape model; got {args.out}")
+    elif args.modes is not None:
+        raise InputError("--modes: goes with --fit_shape")
+    if args.checkpoint and args.normalization:
+        raise InputError("--normalization: the checkpoint has its own; give one of the two")
+    if args.normalization and not (args.images or args.brightness_images):
+        raise InputError("--normalization: goes with --images or --brightness_images")
+    _check_ranges(args)
+    args.background_label = args.background_label or 0
+
+
+def _check_recipe(args) -> None:
+    if args.num is None and args.centres is None:
+        raise InputError("--num: expected the number of specimens to make")
+    if args.background_label is not None and not (args.centres or args.brightness_labels):
+        raise InputError("--background_label: goes with --labels, --centres or --brightness_labels")
+    if (args.brightness_images is None) != (args.brightness_labels is None):
+        raise InputError("--brightness_images, --brightness_labels: expected both or neither")
+    if args.frames is None:
+        _refuse(args, ("cycle_frames", "step_um", "death_rate"), "goes with --frames")
+        if args.psf and not args.render:
+            raise InputError("--psf: goes with --render")
     else:
-        wrong = [f"--{name}" for name in ("num", "shape", "cells") if getattr(args, name) is not None]
-        wrong += ["--render"] * args.render
-        if wrong:
-            raise InputError(f"{wrong[0]}: goes with --recipe, not with --labels")
-        if args.checkpoint and args.normalization:
-            raise InputError("--normalization: the checkpoint has its own; give one of the two")
-        if args.normalization and not args.images:
-            raise InputError("--normalization: goes with --images")
-        if args.background_label < 0:
-            raise InputError(f"--background_label: expected 0 or more; got {args.background_label}")
-    if args.spacing_um is not None and not all(0 < step < math.inf for step in args.spacing_um):
-        raise InputError(f"--spacing_um: expected positive numbers; got {args.spacing_um}")
+        _refuse(args, NOT_WITH_FRAMES, "does not go with --frames")
+    if args.centres is not None:
+        _refuse(args, ("cells", "mask", "shape_model"), "does not go with --centres")
+    if args.mask and args.shape_model:
+        raise InputError("--mask, --shape_model: both say where cells may be; give one of the two")
+    if args.merge and args.overlap:
+        raise InputError("--merge: does not go with --overlap")
 
 
-def from_recipe(args) -> None:
-    """Simulates `args.num` specimens."""
-    from jaxsynth import specimens
+def _check_ranges(args) -> None:
+    def expect(name, right, what):
+        value = getattr(args, name)
+        if value is not None and not right(value):
+            raise InputError(f"--{name}: expected {what}; got {value}")
 
-    metadata = _metadata(args)
-    plan = specimens.plan(args.recipe, args.shape, args.spacing_um, args.cells, metadata)
-    intensity = _intensity(metadata)
-
-    import jax
-    import numpy as np
-
-    from jaxsynth import keys
-    from jaxsynth.data import volumes
-    from jaxsynth.sim import microscope, sketch, tissues
-
-    levels = intensity.levels if intensity else sketch.LEVELS
-    psf_sigma_um = tissues.find(plan.recipe).psf_sigma_um[-len(plan.shape) :]
-    draw_sketch = jax.jit(lambda labels, brightness: sketch.sketch(labels, brightness, levels=levels))
-    render = jax.jit(
-        lambda key, labels, brightness: microscope.render(
-            key, labels, brightness, plan.drawn_at_um, psf_sigma_um=psf_sigma_um
-        )
-    )
-    names = [f"{plan.recipe}_{index:04d}" for index in range(args.num)]
-    folders = ("labels", "sketches", "images") if args.render else ("labels", "sketches")
-    root = keys.root(args.seed)
-
-    def make(name: str) -> dict:
-        made = specimens.draw(root, name, plan)
-        results = {"labels": np.asarray(made.labels), "sketches": np.asarray(draw_sketch(made.labels, made.brightness))}
-        if args.render:
-            counts = np.asarray(render(keys.stream(root, STREAM, name, "render"), made.labels, made.brightness))
-            results["images"] = np.clip(np.rint(counts), 0, 65535).astype(np.uint16)
-        for folder in folders:
-            volumes.write(out / folder / f"{name}.tif", results[folder], spacing_um=plan.spacing_um)
-        return {"num_asked": made.num_asked, "num_placed": made.num_placed}
-
-    settings = {**dataclasses.asdict(plan), "levels": list(levels)}
-    out, manifest = _open(args, settings, names, intensity)
-    _make_all(out, manifest, names, folders, make)
+    expect("num", lambda x: x >= 1, "1 or more")
+    expect("cells", lambda x: x >= 0, "0 or more")
+    expect("seed", lambda x: 0 <= x < 2**32, f"0 to {2**32 - 1}")
+    expect("background_label", lambda x: x >= 0, "0 or more")
+    expect("modes", lambda x: x >= 0, "0 or more")
+    expect("merge", lambda x: 0 <= x <= 1, "a share of 0 to 1")
+    expect("overlap", lambda x: 0 <= x < 1, "a share of 0 to below 1")
+    expect("frames", lambda x: 1 <= x <= 10000, "1 to 10000")
+    expect("cycle_frames", lambda x: x >= 1, "1 or more")
+    expect("step_um", lambda x: 0 <= x < math.inf, "0 or more")
+    expect("death_rate", lambda x: 0 <= x <= 1, "a probability")
+    expect("spacing_um", lambda x: all(0 < step < math.inf for step in x), "positive numbers")
+    for name in ("alpha", "beta"):
+        expect(name, lambda x: 0 < x < math.inf, "a positive number")
+        if getattr(args, name) is not None and "position" not in (args.maps or ()):
+            raise InputError(f"--{name}: goes with --maps position")
+    unknown = [name for name in args.maps or () if name not in MAPS]
+    if unknown:
+        raise InputError(f"--maps: expected some of {', '.join(MAPS)}; got {unknown[0]!r}")
 
 
-def from_labels(args) -> None:
-    """Sketches for label images that exist."""
-    import numpy as np
-
-    from jaxsynth.data import volumes
-
-    files = _by_name(volumes.find_files(args.labels), "--labels")
-    images = _by_name(volumes.find_files(args.images), "--images") if args.images else {}
-    missing = [name for name in files if name not in images] if args.images else []
-    if missing:
-        raise InputError(f"{args.images}: no image named {missing[0]}, as {files[missing[0]]} is "
-                         f"({len(missing)} of {len(files)} missing)")  # fmt: skip
-    intensity = _intensity(_metadata(args))
-    for name, file in files.items():
-        _check_pair(args, file, images.get(name), intensity)
-    if args.images and intensity is None:
-        from jaxsynth.data import intensity as intensities
-
-        used = [images[name] for name in files]
-        intensity = intensities.fit(lambda: map(volumes.read, used), args.normalization or "asinh")
-
-    import jax
-    from skimage.segmentation import relabel_sequential
-
-    from jaxsynth import keys
-    from jaxsynth.data import intensity as intensities
-    from jaxsynth.sim import sketch
-
-    levels = intensity.levels if intensity else sketch.LEVELS
-    from_brightness = jax.jit(lambda labels, brightness: sketch.sketch(labels, brightness, levels=levels))
-    from_image = jax.jit(sketch.sketch_from_image, static_argnums=2)
-
-    def make(name: str) -> dict:
-        labels = volumes.read_labels(files[name])
-        labels = np.where(labels == args.background_label, 0, labels)
-        # Ids in files may be large and sparse; the table of grey values goes by rank.
-        ranks = relabel_sequential(labels)[0].astype(np.int32)
-        num_cells = int(ranks.max())
-        # Few different table sizes, so that few programs are compiled.
-        capacity = 2 ** math.ceil(math.log2(max(num_cells, 63) + 1))
-        if args.images:
-            image = intensities.normalise(volumes.read(images[name]), intensity)
-            drawn = from_image(ranks, image, capacity)
-        else:
-            key = keys.stream(keys.root(args.seed), STREAM, name)
-            drawn = from_brightness(ranks, jax.random.uniform(keys.stream(key, "brightness"), (capacity + 1,)))
-        spacing_um = args.spacing_um or volumes.spacing_um(files[name])
-        volumes.write(out / "labels" / f"{name}.tif", labels, spacing_um=spacing_um)
-        volumes.write(out / "sketches" / f"{name}.tif", np.asarray(drawn), spacing_um=spacing_um)
-        return {"num_cells": num_cells, "spacing_um": list(spacing_um) if spacing_um else None}
-
-    settings = {"labels": str(args.labels), "images": args.images, "background_label": args.background_label,
-                "spacing_um": args.spacing_um, "levels": list(levels)}  # fmt: skip
-    out, manifest = _open(args, settings, list(files), intensity)
-    _make_all(out, manifest, list(files), ("labels", "sketches"), make)
-
-
-def _by_name(files: list[Path], flag: str) -> dict[str, Path]:
-    named = {}
-    for file in files:
-        if file.stem in named:
-            raise InputError(f"{flag}: two files named {file.stem}: {named[file.stem]} and {file}")
-        named[file.stem] = file
-    return named
-
-
-def _check_pair(args, file: Path, image_file: Path | None, intensity) -> None:
-    """What would stop the run half-way is said before anything is written."""
-    import numpy as np
-
-    from jaxsynth.data import volumes
-
-    shape = volumes.read_labels(file).shape
-    if args.spacing_um is not None and len(args.spacing_um) != len(shape):
-        raise InputError(f"--spacing_um: expected {len(shape)} numbers, as {file} is {len(shape)}D; "
-                         f"got {args.spacing_um}")  # fmt: skip
-    if image_file is not None:
-        image = volumes.read(image_file)
-        if image.shape != shape:
-            raise InputError(f"{image_file}: expected the shape of its labels {file}, {shape}; got {image.shape}")
-        if not np.isfinite(image).all():
-            raise InputError(f"{image_file}: holds NaN or infinite values")
-        if intensity is not None and image.dtype.name != intensity.dtype:
-            raise InputError(f"{image_file}: expected {intensity.dtype}, as the checkpoint was trained on; "
-                             f"got {image.dtype}")  # fmt: skip
-
-
-def _metadata(args) -> dict | None:
-    """The metadata of --checkpoint."""
-    if not args.checkpoint:
-        return None
-    from jaxsynth import checkpoint
-
-    return checkpoint.read_metadata(Path(args.checkpoint))
-
-
-def _intensity(metadata: dict | None):
-    """The normalisation that a checkpoint was trained with."""
-    from jaxsynth.data import intensity
-
-    return intensity.Intensity.from_dict(metadata["intensity"]) if metadata else None
-
-
-def _open(args, settings: dict, names: list[str], intensity) -> tuple[Path, dict]:
-    """Makes the folder and its manifest; refuses a folder that was made with other settings."""
-    out = Path(args.out)
-    settings = {"seed": args.seed, **settings, "intensity": intensity.to_dict() if intensity else None}
-    content = manifests.open_manifest(out, "simulate", settings)
-    manifests.make_folders(out, ("labels", "sketches", "images") if args.render else ("labels", "sketches"))
-    content["files"] = {name: {"key": [STREAM, name]} for name in names} | content["files"]
-    return out, content
-
-
-def _make_all(out: Path, manifest: dict, names: list[str], folders: tuple[str, ...], make) -> None:
-    """Makes what is missing, with a line of progress, and writes the manifest before and after."""
-
-    def finished(name: str) -> bool:
-        # The manifest tells of a file last: what it has only a key for was interrupted.
-        there = all((out / folder / f"{name}.tif").is_file() for folder in folders)
-        return there and set(manifest["files"][name]) > {"key"}
-
-    todo = [name for name in names if not finished(name)]
-    if len(todo) < len(names):
-        print(f"{len(names) - len(todo)} of {len(names)} are finished already")
-    manifests.write_json(out / manifests.NAME, manifest)
-    started, shown = time.monotonic(), 0.0
-    for index, name in enumerate(todo):
-        manifest["files"][name].update(make(name))
-        manifests.write_json(out / manifests.NAME, manifest)
-        now = time.monotonic()
-        left = (now - started) / (index + 1) * (len(todo) - index - 1)
-        if now - shown > 2 or index + 1 == len(todo):
-            shown = now
-            print(f"simulate {index + 1}/{len(todo)}  {name}  {now - started:.0f} s, {left:.0f} s left", flush=True)
-    print(f"{len(names)} label images and sketches in {out}")
+def _refuse(args, names: tuple[str, ...], reason: str) -> None:
+    """Raises InputError for the first of `names` that the user gave."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value is not False:
+            raise InputError(f"--{name}: {reason}")
 
 
 if __name__ == "__main__":

@@ -8,20 +8,27 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "jaxsynth"
 BASE = {"errors", "records", "keys", "devices"}
 KERNELS = {"sim", "nn", "diffusion", "seg", "metrics"}
-COMMANDS = {"train", "simulate", "sample", "evaluate", "quickstart"}
+COMMANDS = {"train", "simulate", "sample", "evaluate", "quickstart", "bench"}
 # What each part of the package may import of the others.
 MAY = (
     {name: {"errors", "records"} for name in BASE}
     | {kernel: BASE | {kernel} for kernel in KERNELS}
     | {
         "data": BASE | {"data", "sim"},
-        "figures": BASE,
+        "panels": BASE,
+        "figures": BASE | {"panels"},
         "cli": BASE,
         "optimiser": BASE,
         "checkpoint": BASE,
         "log": BASE | {"figures"},
         "manifest": BASE,
         "specimens": BASE | {"sim"},
+        "compare_labels": BASE | {"data", "figures", "manifest", "metrics"},
+        "outputs": BASE | {"checkpoint", "data", "figures", "manifest"},
+        "centre_files": BASE | {"data"},
+        "recipe_files": BASE | {"centre_files", "data", "outputs", "sim", "specimens"},
+        "label_files": BASE | {"data", "manifest", "outputs", "sim", "specimens"},
+        "timeseries": BASE | {"data", "figures", "outputs", "recipe_files", "sim", "specimens"},
         "tasks": BASE | KERNELS | {"data", "tasks", "optimiser"},
     }
 )
@@ -40,6 +47,7 @@ ONLY_IN = {
 }
 # The commands write files; of the layers below only these may.
 FILES = {"data", "checkpoint", "log", "figures", "manifest", "cli"} | COMMANDS
+FILES |= {"compare_labels", "outputs", "centre_files", "recipe_files", "label_files", "timeseries"}  # parts of commands
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

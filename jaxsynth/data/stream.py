@@ -1,26 +1,32 @@
-"""Endless batches of training patches, normalised, on the device.
+"""Endless batches for training, on the device: patches of real images, and simulated specimens.
 
-What fits in device memory stays there in the files' own dtype, and patches are cut inside jit: no host copy per
-step. What does not is read by background threads. Both draw the same patches from the same key.
+Images that fit in device memory stay there in the files' own dtype, and patches are cut inside jit: no host copy per
+step. What does not fit is read by background threads. Both draw the same patches from the same key. Specimens are
+simulated where the network runs and never touch the host.
 """
 
 import collections
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import Sharding
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from jaxsynth import keys
 from jaxsynth.data import augment
 from jaxsynth.data.intensity import Intensity, normalise
 from jaxsynth.data.volumes import VolumeSet, load, read_patch
+from jaxsynth.errors import InputError
+from jaxsynth.sim import microscope, tissues, views
+from jaxsynth.sim.sketch import LEVELS
 
 INT32_LIMIT = 2**31 - 1
 PREFETCH = 4  # batches being read ahead, one thread each
+AHEAD = 2  # simulated batches in the device's queue before they are asked for
 
 
 @struct.dataclass
@@ -169,3 +175,148 @@ def _streamed(volumes, shapes, patch, drawn, finish, first_step, split, replicat
         finally:
             for future in ahead:
                 future.cancel()
+
+
+@struct.dataclass
+class SimulatedBatch:
+    """A batch of specimens.
+
+    Attributes:
+      labels: int32 [B, *S], 0 = background.
+      sketch: float32 [B, *S] in [-1, 1], unblurred.
+      maps: name -> [B, *S], the maps asked for, see `simulated`.
+    """
+
+    labels: jax.Array
+    sketch: jax.Array
+    maps: dict[str, jax.Array]
+
+
+def simulated(
+    recipe: str | tissues.Recipe,
+    key: jax.Array,
+    *,
+    shape: tuple[int, ...],
+    batch_size: int,
+    spacing_um: tuple[float, ...] | None = None,
+    num_range: tuple[int, int] | None = None,
+    levels: tuple[float, float, float] = LEVELS,
+    maps: tuple[str, ...] = (),
+    first_step: int = 0,
+    split: NamedSharding | None = None,
+) -> Iterator[SimulatedBatch]:
+    """Batches of simulated specimens for steps first_step, first_step + 1, ...; made on the device.
+
+    Specimen j of step i depends on `key`, i and j alone. The device has the next AHEAD batches in its queue while the
+    caller works on one, and the host fetches nothing but whether cells ran out of room, of a batch that was queued
+    AHEAD calls ago. Specimens that did are made again with more room.
+
+    Args:
+      recipe: a name of `tissues.RECIPES`, or a record.
+      shape: S, of every specimen.
+      spacing_um: D micrometres per voxel; `tissues.default_spacing` where None.
+      num_range: least and most cells of a specimen; `tissues.num_cells_range` where None. As with any field that is
+        full, fewer are placed where there is no place for them.
+      levels: grey levels of the sketch.
+      maps: names of `views.MAPS`; "image", the microscope's picture with the recipe's PSF, float32 camera counts; of
+        tissues with membranes also "nuclei" (int32, under the cells' labels) and "membrane" (bool).
+      split: a sharding of the leading axis over a mesh; every device simulates its own share.
+
+    Raises:
+      InputError: no such recipe or map, a recipe that cannot be drawn so, or a batch that does not split evenly. Raised
+        by the call itself, not by the first batch.
+    """
+    found = tissues.find(recipe) if isinstance(recipe, str) else recipe
+    shape = tuple(int(size) for size in shape)
+    tissues.check(found, shape)
+    spacing_um = tuple(float(step) for step in (spacing_um or tissues.default_spacing(found, shape)))
+    tissues.check(found, shape, spacing_um)
+    if num_range is not None and found.num_cells is None:
+        raise InputError(f"num_range: recipe {found.name} fills its organism with cells of one size; leave it out")
+    low, high = num_range or tissues.num_cells_range(found, shape, spacing_um)
+    if not 0 <= low <= high:
+        raise InputError(f"num_range: expected least and most cells, 0 or more; got {tuple(num_range)}")
+    known = (*views.MAPS, "image", *(("nuclei", "membrane") if found.populate is None else ()))
+    for name in maps:
+        if name not in known:
+            raise InputError(f"maps: recipe {found.name} has {', '.join(known)}; got {name!r}")
+    num_devices = 1 if split is None else split.mesh.size
+    if batch_size < 1 or batch_size % num_devices:
+        raise InputError(f"batch_size: expected a positive multiple of {num_devices}, the devices; got {batch_size}")
+    site = tissues.make_site(found, shape, spacing_um, high)
+    make = functools.partial(
+        _simulate, key, recipe=found, num_range=(low, high), levels=tuple(levels), maps=tuple(maps),
+        batch_size=batch_size, split=split,
+    )  # fmt: skip
+    return _queued(make, site, first_step)
+
+
+def _queued(make: Callable, site: tissues.Site, step: int) -> Iterator[SimulatedBatch]:
+    queue: collections.deque = collections.deque()
+    while True:
+        while len(queue) <= AHEAD:
+            queue.append((step, make(step, site=site)))
+            step += 1
+        made, site = _with_room(make, site, *queue.popleft())
+        yield made
+
+
+def _with_room(make: Callable, site: tissues.Site, step: int, drawn: tuple) -> tuple[SimulatedBatch, tissues.Site]:
+    """The batch of a step, drawn again until no cell lacks room, and the site with the room that its blocks needed.
+
+    The length of the blocks' lists does not change what is drawn, so later batches may use it at once. The number of
+    slots may, so only the specimens that ran out of them are replaced.
+    """
+    made, flags = drawn
+    crowded, short = np.asarray(flags)
+    while crowded.any():
+        site = tissues.more_room(site, crowded=True, short=False)
+        made, flags = make(step, site=site)
+        crowded, short = np.asarray(flags)
+    if short.any():
+        wide = tissues.more_room(site, crowded=False, short=True)
+        again, _ = _with_room(make, wide, step, make(step, site=wide))
+        made = _replace(made, again, short)
+    return made, site
+
+
+@jax.jit
+def _replace(old: SimulatedBatch, new: SimulatedBatch, which: jax.Array) -> SimulatedBatch:
+    """The batch `old` with the specimens `which`: bool [B] of `new`."""
+    return jax.tree.map(lambda a, b: jnp.where(which.reshape((-1,) + (1,) * (a.ndim - 1)), b, a), old, new)
+
+
+@functools.partial(jax.jit, static_argnames=("recipe", "site", "num_range", "levels", "maps", "batch_size", "split"))
+def _simulate(key, step, *, recipe, site, num_range, levels, maps, batch_size, split):
+    """The batch of a step: SimulatedBatch and bool [2, B], whose cells were too many for a block, or for the slots."""
+
+    def one(row):
+        own = keys.stream(key, "simulated", step, row)
+        return _simulate_one(own, recipe, site, num_range, levels, maps)
+
+    rows = jnp.arange(batch_size)
+    if split is None:
+        made, crowded, short = jax.vmap(one)(rows)
+        return made, jnp.stack([crowded, short])
+    # Per device, so that none makes another's specimens and no loop over cells waits for those of another. The kernels'
+    # loops start from constants, which the check of varying axes refuses.
+    spec = PartitionSpec(split.spec[0])
+    share = jax.shard_map(jax.vmap(one), mesh=split.mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    made, crowded, short = share(rows)
+    everywhere = NamedSharding(split.mesh, PartitionSpec())
+    return made, jax.lax.with_sharding_constraint(jnp.stack([crowded, short]), everywhere)
+
+
+def _simulate_one(key, recipe, site, num_range, levels, maps):
+    spacing_um = site.spacing_um
+    number = jax.random.randint(keys.stream(key, "num_cells"), (), num_range[0], num_range[1] + 1)
+    made = tissues.specimen(key, recipe, number, site)
+    extra = {name: views.MAPS[name](made, spacing_um) for name in maps if name in views.MAPS}
+    extra |= {name: getattr(made, name) for name in maps if name in ("nuclei", "membrane")}
+    if "image" in maps:
+        shot = keys.stream(key, "render")
+        light = views.light(shot, made, spacing_um)
+        psf_sigma_um = recipe.psf_sigma_um[-len(site.shape) :]
+        extra["image"] = microscope.image(shot, light, spacing_um, psf_sigma_um=psf_sigma_um)
+    sketch = views.sketch(keys.stream(key, "sketch"), made, spacing_um, nucleoli=recipe.nucleoli, levels=levels)
+    return SimulatedBatch(made.labels, sketch, extra), made.crowded, made.short

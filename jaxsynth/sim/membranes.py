@@ -19,6 +19,7 @@ class Interiors(NamedTuple):
     Attributes:
       labels: int32 [*S], the interiors, numbered as before; 0 elsewhere.
       membrane: bool [*S], the walls; neither these nor interiors are background and gaps between cells.
+      kept: int32 [], cells that have an interior.
       unopened: int32 [], cells too small for the rounding, which keep their shrunken form, corners and all.
       lost: int32 [], cells too thin to have any interior.
       overflow: bool [], some label exceeds max_cells, whose cell may have been lost uncounted.
@@ -26,6 +27,7 @@ class Interiors(NamedTuple):
 
     labels: jax.Array
     membrane: jax.Array
+    kept: jax.Array
     unopened: jax.Array
     lost: jax.Array
     overflow: jax.Array
@@ -138,6 +140,7 @@ def open_interiors(
     return Interiors(
         jnp.where(inside, labels, 0),
         (labels > 0) & ~inside & (small | (to_core <= wall_um)),
+        jnp.sum(best >= 2),
         jnp.sum(best == 2),
         jnp.sum(best == 1),
         jnp.max(labels, initial=0) > max_cells,

@@ -1,145 +1,261 @@
-"""Where cells may lie and where they are put.
+"""Where cells are put: at random, near a surface, layer by layer, in clusters, or where the user says.
 
-A foreground is a box to draw from and a test of the points drawn. Its test sees one point per cell slot, so it may
-depend on the cell (a large cell may have its centre further outside the image and still show).
+Every function gives cells a fixed number of slots and returns which of them are filled, and an overflow flag where
+not all could be. `sim.sources` says where points may be, `sim.packing` keeps them apart.
 """
-
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxsynth import keys
+from jaxsynth.sim import foregrounds, packing, sources
 
-
-class Foreground(NamedTuple):
-    """The region that centres are drawn from. Made and used inside one jitted function.
-
-    Attributes:
-      low_um, high_um: float32 [D], corners of a box around the region.
-      contains: points_um float32 [N, D], point i a proposed centre of cell i -> bool [N].
-    """
-
-    low_um: jax.Array
-    high_um: jax.Array
-    contains: Callable[[jax.Array], jax.Array]
-
-
-def whole_image(size_um: jax.Array, radii_um: jax.Array, rotation: jax.Array, reach: float = 0.8) -> Foreground:
-    """The image and a rim around it, so that cells are cut by its edge as in real images.
-
-    A centre outside the image is taken only where the image's nearest point lies inside the cell, at a normalised
-    distance below `reach`; so no cell is placed that cannot be seen.
-
-    Args:
-      size_um: float32 [D], edge lengths of the image.
-      radii_um, rotation: [N, D] and [N, D, D], as in `records.Cells`.
-      reach: 0 keeps all centres inside the image, 1 lets a cell touch it from outside.
-    """
-    margin = reach * jnp.max(radii_um)
-
-    def contains(points_um: jax.Array) -> jax.Array:
-        gap = jnp.clip(points_um, 0.0, size_um) - points_um
-        own = jnp.einsum("nij,nj->ni", rotation, gap) / radii_um
-        return jnp.sum(own**2, axis=-1) <= reach**2
-
-    return Foreground(jnp.zeros_like(size_um) - margin, size_um + margin, contains)
-
-
-def ellipsoid(centre_um: jax.Array, semi_axes_um: jax.Array) -> Foreground:
-    """An axis-aligned ellipsoid (ellipse in 2D); both arguments float32 [D]."""
-    return Foreground(
-        centre_um - semi_axes_um,
-        centre_um + semi_axes_um,
-        lambda points_um: jnp.sum(((points_um - centre_um) / semi_axes_um) ** 2, axis=-1) <= 1.0,
-    )
-
-
-def discs(centres_um: jax.Array, radius_um: jax.Array, valid: jax.Array) -> Foreground:
-    """The union of M discs (balls in 3D): centres [M, D], one radius, and bool [M], which of them count."""
-
-    def contains(points_um: jax.Array) -> jax.Array:
-        squared = jnp.sum((points_um[:, None, :] - centres_um[None]) ** 2, axis=-1)
-        return jnp.any((squared <= radius_um**2) & valid, axis=-1)
-
-    far = jnp.where(valid[:, None], centres_um, jnp.inf)
-    near = jnp.where(valid[:, None], centres_um, -jnp.inf)
-    return Foreground(jnp.min(far, axis=0) - radius_um, jnp.max(near, axis=0) + radius_um, contains)
-
-
-def mask(mask: jax.Array, spacing_um: jax.Array) -> Foreground:
-    """The voxels where `mask` (bool [*S]) holds; the test is nearest-voxel, outside the volume nothing is foreground.
-
-    The box is the whole volume: for a mask that fills little of it, raise `rounds` of `random_centres`.
-    """
-    size = jnp.asarray(mask.shape, jnp.float32) * spacing_um
-
-    def contains(points_um: jax.Array) -> jax.Array:
-        index = jnp.floor(points_um / spacing_um).astype(jnp.int32)
-        inside = jnp.all((points_um >= 0) & (points_um < size), axis=-1)
-        index = jnp.clip(index, 0, jnp.asarray(mask.shape) - 1)
-        return mask[tuple(jnp.moveaxis(index, -1, 0))] & inside
-
-    return Foreground(jnp.zeros_like(size), size, contains)
-
-
-def both(first: Foreground, second: Foreground) -> Foreground:
-    """The intersection of two foregrounds."""
-    return Foreground(
-        jnp.maximum(first.low_um, second.low_um),
-        jnp.minimum(first.high_um, second.high_um),
-        lambda points_um: first.contains(points_um) & second.contains(points_um),
-    )
+CLUSTER_TRIES = 64  # places tried at a time for one cell
 
 
 def random_centres(
     key: jax.Array,
-    foreground: Foreground,
+    foreground: foregrounds.Foreground,
     clearance_um: jax.Array,
     num_cells: jax.Array | int,
-    rounds: int = 1000,
+    *,
+    rounds: int = 200,
+    attempts: int = 12,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Random centres that keep their distance, by parallel dart throwing.
+    """Random centres that keep their distance.
 
-    In every round each unplaced cell proposes a point; it stays if it lies in the foreground, away from every cell
-    placed before, and away from every sound proposal of a lower slot in the same round. The lowest sound proposal
-    always stays, so a round is never wasted, and cell i's proposals depend on the key and i alone.
+    Fields up to about half full are purely random: points drawn uniformly, kept where there is room (random
+    sequential adsorption). Fuller ones are completed by repulsion, which makes them more regular
+    (`packing.place`). The published programs drop cells that find no room without a word.
 
     Args:
       key: typed PRNG key.
-      foreground: the region.
+      foreground: the region; its test may depend on the cell.
       clearance_um: float32 [N]; cells i and j are at least clearance_i + clearance_j apart.
       num_cells: int32 [], how many of the N slots to fill (the first ones); may be traced.
-      rounds: bound on the number of rounds; most fields are full after a few.
+      rounds: static; most rounds of random points.
+      attempts: static; most attempts at repulsion; with 0 the field is random or not full.
 
     Returns:
       centres_um float32 [N, D], placed bool [N] (a subset of the first num_cells slots), overflow bool []: fewer
       were placed than asked for, for want of room or of slots.
     """
-    capacity, ndim = clearance_um.shape[0], foreground.low_um.shape[0]
-    wanted = jnp.arange(capacity) < num_cells
-    apart = (clearance_um[:, None] + clearance_um[None, :]) ** 2
-    lower = jnp.arange(capacity)[None, :] < jnp.arange(capacity)[:, None]
-    span = foreground.high_um - foreground.low_um
+    return _fill(
+        key, sources.uniform(foreground), foreground.low_um.shape[0], clearance_um, num_cells, rounds, attempts
+    )
 
-    def clash(points: jax.Array, others: jax.Array, count: jax.Array) -> jax.Array:
-        # One term per axis, so that the [N, N, D] differences are never stored.
-        squared = sum((points[:, None, d] - others[None, :, d]) ** 2 for d in range(ndim))
-        return jnp.any((squared < apart) & count, axis=1)
 
-    def throw(carry):
-        number, centres, placed = carry
-        draw = jax.random.uniform(keys.stream(key, "dart", number), (capacity, ndim))
-        points = foreground.low_um + draw * span
-        sound = wanted & ~placed & foreground.contains(points) & ~clash(points, centres, placed[None, :])
-        keep = sound & ~clash(points, points, sound[None, :] & lower)
-        return number + 1, jnp.where(keep[:, None], points, centres), placed | keep
+def shell_centres(
+    key: jax.Array,
+    centre_um: jax.Array,
+    semi_axes_um: jax.Array,
+    inner: jax.Array | float,
+    clearance_um: jax.Array,
+    num_cells: jax.Array | int,
+    *,
+    rounds: int = 200,
+    attempts: int = 12,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`random_centres` in `foregrounds.shell(centre_um, semi_axes_um, inner)`, which may be as thin as you like."""
+    source = sources.shell(centre_um, semi_axes_um, inner)
+    return _fill(key, source, semi_axes_um.shape[0], clearance_um, num_cells, rounds, attempts)
+
+
+def surface_centres(
+    key: jax.Array,
+    depth: foregrounds.Depth,
+    low_depth_um: jax.Array | float,
+    high_depth_um: jax.Array | float,
+    clearance_um: jax.Array,
+    num_cells: jax.Array | int,
+    *,
+    rounds: int = 200,
+    attempts: int = 12,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Random centres between two depths below a surface, as `random_centres`.
+
+    Args:
+      depth: of the organism (`foregrounds.depth_field`).
+      low_depth_um, high_depth_um: range of depths, scalars or [N], each cell's own; may be equal. Depths are kept
+        within `sources.tolerance_um(depth)`.
+    """
+    source = sources.near_surface(depth, low_depth_um, high_depth_um)
+    return _fill(key, source, depth.values.ndim, clearance_um, num_cells, rounds, attempts)
+
+
+def layered_centres(
+    key: jax.Array,
+    depth: foregrounds.Depth,
+    layer_um: jax.Array | float,
+    distance_um: jax.Array | float,
+    capacity: int,
+    *,
+    shrink: jax.Array | float = 0.9,
+    jitter: jax.Array | float = 0.1,
+    closest: float = 0.8,
+    max_layers: jax.Array | int = 16,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Centres in layers from the boundary inwards, each layer filled before the next (paper 003, section 3.2).
+
+    The first layer lies at half the layer distance. Layer distance and cell distance both shrink from layer to layer.
+    A layer is filled until no more cells fit at the closest distance, then its cells are pushed apart towards the
+    cell distance. The published program sets cells on a regular grid of angles and merges those that come close; here
+    none come close in the first place.
+
+    Args:
+      key: typed PRNG key.
+      depth: of the organism (`foregrounds.depth_field`).
+      layer_um: distance between the first two layers before shrinking.
+      distance_um: distance between neighbouring cells of the first layer.
+      capacity: N, static.
+      shrink: factor on both distances per layer.
+      jitter: of the depth within layer l, as a share of l times its layer distance, to either side.
+      closest: static; no two centres of the whole set are closer than this share of their mean cell distance.
+      max_layers: may be traced. One or few give the rings of cells below the surface of a Drosophila egg.
+
+    Returns:
+      centres_um float32 [N, D] and placed bool [N], from the outermost layer inwards without gaps; layer int32 [N],
+      from 0, and -1 for empty slots; overflow bool []: no slot was left, so that cells may be missing.
+    """
+    ndim = depth.values.ndim
+
+    def add(carry):
+        number, below, centres, placed, layer, reach = carry
+        factor = shrink**number
+        apart_um = jnp.where(placed, reach, 0.5 * distance_um * factor)
+        swing = jitter * number * factor * layer_um
+        # Never above half of the first layer, whatever the jitter.
+        source = sources.near_surface(depth, jnp.maximum(below - swing, 0.25 * layer_um), below + swing)
+        here = keys.stream(key, "layer", number)
+        new, filled = packing.place(here, source, closest * apart_um, ~placed, centres, placed, attempts=0)
+
+        def even(turn, x):
+            # Evened out first, then put right where that brought two too close.
+            share, steps = jnp.where(turn == 0, 1.0, closest), jnp.where(turn == 0, 20, 100)
+            return packing.spread(source, share * apart_um, x, filled, placed, steps)
+
+        new = jax.lax.fori_loop(0, 2, even, new)
+        # Hardly ever is a cell left that cannot get away from those of the last layer.
+        filled = packing.apart(closest * apart_um, new, filled, placed)
+        layer = jnp.where(filled & ~placed, number, layer)
+        below = below + factor * shrink * layer_um
+        return number + 1, below, new, filled, layer, apart_um
 
     def unfinished(carry):
-        number, _, placed = carry
-        return (number < rounds) & jnp.any(wanted & ~placed)
+        number, below, _, placed, _, _ = carry
+        return (number < max_layers) & (below < jnp.max(depth.values)) & ~jnp.all(placed)
 
-    start = (jnp.int32(0), jnp.zeros((capacity, ndim), jnp.float32), jnp.zeros(capacity, bool))
-    _, centres, placed = jax.lax.while_loop(unfinished, throw, start)
+    empty = jnp.zeros(capacity)
+    start = (jnp.int32(0), 0.5 * layer_um, jnp.zeros((capacity, ndim)), empty > 0, jnp.full(capacity, -1), empty)
+    _, _, centres, placed, layer, _ = jax.lax.while_loop(unfinished, add, start)
+    order = jnp.argsort(jnp.where(placed, layer, max_layers), stable=True)
+    return centres[order], placed[order], layer[order], jnp.all(placed)
+
+
+def clustered_centres(
+    key: jax.Array,
+    foreground: foregrounds.Foreground,
+    clearance_um: jax.Array,
+    num_cells: jax.Array | int,
+    probability: jax.Array | float,
+    *,
+    rounds: int = 20,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Cells placed one after the other: with a probability next to one already there, else anywhere free.
+
+    The population synthesis of paper 002 with its clustering probability, also used in 003. "Next to" is touching, a
+    random one in a random direction. Who finds no such place is put anywhere free. 0 is a random field, 1 one cluster.
+
+    Args:
+      key, foreground, clearance_um, num_cells: as in `random_centres`.
+      probability: in [0, 1].
+      rounds: static; places are tried 64 at a time, so often, and as often again anywhere.
+
+    Returns:
+      As `random_centres`. There is no repulsion, so a field fills to about one half.
+    """
+    capacity, ndim = clearance_um.shape[0], foreground.low_um.shape[0]
+    anywhere = sources.uniform(foreground, oversample=1)
+
+    def add(cell, carry):
+        centres, placed, order, count = carry
+        own, here = clearance_um[cell], keys.stream(key, "cell", cell)
+        clustered = (jax.random.uniform(keys.stream(here, "clustered")) < probability) & (count > 0)
+
+        def attempt(carry):
+            number, _, _ = carry
+            dart = keys.stream(here, "dart", number)
+            free, sound = anywhere.propose(keys.stream(dart, "free"), CLUSTER_TRIES)
+            pick = jax.random.randint(keys.stream(dart, "mother"), (CLUSTER_TRIES,), 0, jnp.maximum(count, 1))
+            mother = order[pick]
+            way = jax.random.normal(keys.stream(dart, "way"), (CLUSTER_TRIES, ndim))
+            way = way / jnp.linalg.norm(way, axis=1, keepdims=True)
+            # A little more than touching, or rounding would find half of them too close.
+            beside = centres[mother] + way * ((clearance_um[mother] + own) * (1 + 1e-4))[:, None]
+            near = clustered & (number < rounds)
+            points = jnp.where(near, beside, free)
+            sound = jnp.where(near, sources.inside(foreground, points), sound)
+            sound = sound[:, cell if sound.shape[1] == capacity else 0]
+            sound &= packing.gaps(points, centres, clearance_um, placed) >= own
+            return number + 1, points[jnp.argmax(sound)], jnp.any(sound)
+
+        def unfinished(carry):
+            number, _, found = carry
+            return (number < jnp.where(clustered, 2 * rounds, rounds)) & (cell < num_cells) & ~found
+
+        start = (jnp.int32(0), jnp.zeros(ndim), jnp.zeros((), bool))
+        _, point, found = jax.lax.while_loop(unfinished, attempt, start)
+        order = order.at[jnp.where(found, count, capacity)].set(cell, mode="drop")
+        return centres.at[cell].set(point), placed.at[cell].set(found), order, count + found
+
+    slots = jnp.zeros(capacity, jnp.int32)
+    start = (jnp.zeros((capacity, ndim)), slots > 0, slots, jnp.int32(0))
+    centres, placed, _, _ = jax.lax.fori_loop(0, jnp.minimum(num_cells, capacity), add, start)
+    return centres, placed, jnp.sum(placed) < num_cells
+
+
+def given_centres(points_um: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The user's points, float32 [M, D], in `capacity` slots: centres, placed, and overflow where M is more."""
+    kept = points_um[:capacity].astype(jnp.float32)
+    room = capacity - kept.shape[0]
+    placed = jnp.arange(capacity) < kept.shape[0]
+    return jnp.pad(kept, ((0, room), (0, 0))), placed, jnp.asarray(points_um.shape[0] > capacity)
+
+
+def align(key: jax.Array, axis: jax.Array) -> jax.Array:
+    """Rotations that turn cells' first own axis along given directions, and are random around them.
+
+    Args:
+      key: typed PRNG key.
+      axis: float [N, D], of any length; in 3D a zero vector stands for z, in 2D for y.
+
+    Returns:
+      float32 [N, D, D], determinant +1; row 0 along `axis`. In 2D nothing is left to chance.
+    """
+    num, ndim = axis.shape
+    length = jnp.linalg.norm(axis, axis=1, keepdims=True)
+    first = jnp.where(length > 0, axis / jnp.where(length > 0, length, 1.0), jnp.eye(ndim)[0]).astype(jnp.float32)
+    if ndim == 2:
+        return jnp.stack([first, jnp.stack([-first[:, 1], first[:, 0]], axis=1)], axis=1)
+    # The coordinate axis most across it is never parallel to it.
+    across = jnp.cross(first, jnp.eye(3)[jnp.argmin(jnp.abs(first), axis=1)])
+    across = across / jnp.linalg.norm(across, axis=1, keepdims=True)
+    angle = jax.random.uniform(key, (num, 1), maxval=2 * jnp.pi)
+    second = jnp.cos(angle) * across + jnp.sin(angle) * jnp.cross(first, across)
+    return jnp.stack([first, second, jnp.cross(first, second)], axis=1)
+
+
+def _fill(key, source, ndim, clearance_um, num_cells, rounds, attempts):
+    """The first `num_cells` slots of an empty field."""
+    capacity = clearance_um.shape[0]
+    centres, placed = packing.place(
+        key,
+        source,
+        clearance_um,
+        jnp.arange(capacity) < num_cells,
+        jnp.zeros((capacity, ndim), jnp.float32),
+        jnp.zeros(capacity, bool),
+        rounds=rounds,
+        attempts=attempts,
+    )
     return centres, placed, jnp.sum(placed) < num_cells

@@ -60,13 +60,13 @@ class Blocks:
         return x.reshape(self.padded)[tuple(slice(size) for size in self.shape)]
 
 
-def make_blocks(shape: tuple[int, ...], edges: tuple[int, ...] | None = None) -> Blocks:
-    """Blocks of about `edges` voxels; default 32 in the last two axes, 8 in depth or what a slab has room for."""
+def make_blocks(shape: tuple[int, ...], edge: int = 32) -> Blocks:
+    """Blocks about `edge` voxels wide in the last two axes, a quarter of that, or what a slab holds, in depth."""
     on_cpu = jax.default_backend() == "cpu"
-    if edges is None:
-        edges = (8, 32, 32)[-len(shape) :]
-        if on_cpu and len(shape) == 3:
-            edges = (min(max(SLAB_VOXELS // math.prod(shape[1:]), 1), 8), *edges[1:])
+    depth = max(edge // 4, 1)
+    if on_cpu and len(shape) == 3:
+        depth = min(max(SLAB_VOXELS // math.prod(shape[1:]), 1), depth)
+    edges = (depth, edge, edge)[-len(shape) :]
     edges = tuple(_even(size, edge) for size, edge in zip(shape, edges, strict=True))
     counts = tuple(math.ceil(size / edge) for size, edge in zip(shape, edges, strict=True))
     return Blocks(tuple(shape), counts, edges, counts[0] if on_cpu else 1)

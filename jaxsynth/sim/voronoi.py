@@ -4,6 +4,8 @@ Thousands of cells in a large volume never meet all voxels: each block of the vo
 its voxels, those whose least value within the block does not exceed the least of all cells' greatest values there.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -46,7 +48,9 @@ def partition(
         return jnp.zeros(shape, jnp.int32), jnp.zeros((), bool)
     centre_um, spacing_um = jnp.asarray(centre_um, jnp.float32), jnp.asarray(spacing_um, jnp.float32)
     inverse = 1 / jnp.asarray(weight, jnp.float32)
-    blocks = raster.make_blocks(shape)
+    # About as wide as cells that fill the volume would be: wider blocks need long lists, narrower ones many.
+    cell_vox = (math.prod(shape) / centre_um.shape[0]) ** (1 / len(shape))
+    blocks = raster.make_blocks(shape, min(max(round(0.7 * cell_vox), 8), 32))
     low, high = raster.block_boxes(raster.coordinates(blocks, spacing_um))
     filled = None
     if mask is not None:

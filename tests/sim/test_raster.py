@@ -106,6 +106,6 @@ def test_one_slab_or_many_give_the_same(monkeypatch):
 @pytest.mark.parametrize("size", [1, 2, 13, 31, 35, 64, 97, 700, 708, 1024])
 @pytest.mark.parametrize("edge", [1, 8, 32])
 def test_blocks_cover_the_volume(size, edge):
-    blocks = raster.make_blocks((size,), (edge,))
+    blocks = raster.make_blocks((size,), edge)
     (count,), (wide,) = blocks.counts, blocks.edges
     assert (count - 1) * wide < size <= count * wide and wide <= max(2 * edge, 1)

@@ -1,0 +1,103 @@
+"""What is shown of a specimen: its sketch, the light it sends out, and maps of its labels."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxsynth import keys
+from jaxsynth.records import Specimen
+from jaxsynth.sim import foregrounds, membranes, microscope
+from jaxsynth.sim import sketch as sketches
+from jaxsynth.sim.sketch import LEVELS
+
+ALPHA_VOX = 100.0  # scale of the position map where none is given (003)
+FADE = 0.15  # light of the innermost membranes, relative to the outermost
+
+
+def sketch(
+    key: jax.Array,
+    made: Specimen,
+    spacing_um: tuple[float, ...],
+    *,
+    nucleoli: tuple[int, int] = (0, 0),
+    levels: tuple[float, float, float] = LEVELS,
+) -> jax.Array:
+    """The sketch of a specimen, unblurred: membranes where it has them, or else cells at their brightness.
+
+    Args:
+      key: typed PRNG key.
+      made: the specimen.
+      spacing_um: D micrometres per voxel.
+      nucleoli: least and greatest number of dark spots per nucleus, static.
+      levels: as in `sketch.sketch`.
+
+    Returns:
+      float32 [*S] in [-1, 1].
+    """
+    if made.membrane is not None:
+        return sketches.membrane_sketch(made.membrane, _fade(made, spacing_um), levels=levels)
+    shade = None
+    if nucleoli[1] and made.cells is not None:
+        shade = sketches.nucleoli(
+            keys.stream(key, "nucleoli"), made.labels, made.cells, jnp.asarray(spacing_um), number=nucleoli
+        )
+    stacked = made.labels.ndim > len(spacing_um)
+    return sketches.sketch(made.labels, made.brightness, levels=levels, shade=shade, stacked=stacked)
+
+
+def nuclei_sketch(made: Specimen, levels: tuple[float, float, float] = LEVELS) -> jax.Array:
+    """The second channel of a specimen with membranes: its nuclei at their brightness; as `sketch`."""
+    return sketches.sketch(made.nuclei, made.brightness, levels=levels)
+
+
+def light(key: jax.Array, made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
+    """The light a specimen sends out, for `microscope.image`: float32 [*S], 1 for the brightest cells."""
+    if made.membrane is not None:
+        return made.membrane * _fade(made, spacing_um)
+    return microscope.light(key, made.labels, made.brightness, spacing_um)
+
+
+def _fade(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
+    """Light of the membranes, falling linearly from 1 at the organism's surface to FADE at its deepest point."""
+    if made.depth is None:
+        return jnp.ones((1,) * len(spacing_um))
+    below = foregrounds.depth_map(made.depth, made.membrane.shape, spacing_um)
+    deepest = jnp.max(made.depth.values)
+    return sketches.decay(below, jnp.maximum(deepest, 1e-6), profile="linear", floor=FADE)
+
+
+def organism(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
+    """The voxels of the organism, bool [*S]: below its surface where that is known, else those of its cells."""
+    if made.depth is not None:
+        return foregrounds.depth_map(made.depth, made.labels.shape[-len(spacing_um) :], spacing_um) > 0
+    mask = _nearest(made, spacing_um) > 0
+    return mask if made.membrane is None else mask | made.membrane
+
+
+def _nearest(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
+    """The labels, of overlapping cells the nearest ones'."""
+    return made.labels if made.labels.ndim == len(spacing_um) else made.labels[0]
+
+
+def boundary(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
+    """Voxels of cells that share a face with something else, bool [*S]; of membranes, these themselves."""
+    labels = _nearest(made, spacing_um)
+    return membranes.boundary(labels) & (labels > 0) if made.membrane is None else made.membrane
+
+
+def signed_distance(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
+    """`membranes.signed_distance_um`: float32 [*S], micrometres, positive within cells."""
+    return membranes.signed_distance_um(_nearest(made, spacing_um), spacing_um)
+
+
+def seeds(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
+    """The deepest voxel of every cell, under its label: int32 [*S]."""
+    return membranes.seeds(_nearest(made, spacing_um), spacing_um, made.brightness.shape[0] - 1)[0]
+
+
+def position(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
+    """The position map of paper 003, eq. 1, with alpha = beta = 100 voxels: float32 [*S] in [-1, 1]."""
+    return membranes.position_map(organism(made, spacing_um), spacing_um, ALPHA_VOX * spacing_um[-1])
+
+
+# name -> (specimen, spacing_um) -> [*S]
+MAPS = {"boundary": boundary, "distance": signed_distance, "seeds": seeds, "position": position}
