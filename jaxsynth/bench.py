@@ -17,6 +17,7 @@ import functools
 import itertools
 import json
 import math
+import os
 import platform
 import statistics
 import subprocess
@@ -51,14 +52,13 @@ def _main() -> None:
     args = parser.parse_args()
     if args.suite not in (*SUITES, "all"):
         raise InputError(f"--suite: expected one of {', '.join(SUITES)}, all; got {args.suite!r}")
-    asked = [(suite, case) for suite, cases in SUITES.items() if args.suite in (suite, "all") for case in cases]
-    names = [case for _, case in asked]
-    if args.case is not None and args.case not in names:
-        raise InputError(f"--case: expected one of {', '.join(names)}; got {args.case!r}")
-    asked = [(suite, case) for suite, case in asked if args.case in (None, case)]
+    there = [(suite, case) for suite, cases in SUITES.items() if args.suite in (suite, "all") for case in cases]
+    asked = [(suite, case) for suite, case in there if args.case in (None, case)]
+    if not asked:
+        raise InputError(f"--case: expected one of {', '.join(case for _, case in there)}; got {args.case!r}")
     rows = []
     for suite, case in asked:
-        # An accelerator reports the peak of a whole process, and a program compiles faster beside its like.
+        # Apart, as an accelerator reports the peak of a whole process, and programs compile faster beside their like.
         found = measure(suite, case) if len(asked) == 1 else _apart(suite, case)
         if found is not None:
             rows.append(found)
@@ -109,8 +109,6 @@ def table(rows: list[dict]) -> str:
 
 def device() -> str:
     """The default device, in words; of a CPU the number of cores too."""
-    import os
-
     import jax
 
     kind = jax.devices()[0].device_kind
@@ -150,13 +148,8 @@ def times(run: Callable[[], object]) -> Iterator[float]:
 
 
 def specimen(recipe: str, num_cells: int | None, published_s: float | None = None, shape=None) -> dict:
-    """Labels and sketch of one specimen, as one program, with the room that it needs.
-
-    Args:
-      num_cells: how many to place; None where the recipe fills its organism.
-      published_s: what the published program takes.
-      shape: voxels; the paper's where None.
-    """
+    """Labels and sketch of one specimen of so many cells (None: the recipe fills its organism), as one program with the
+    room that it needs; `published_s` is what the published program takes, `shape` by default the paper's."""
     import jax.numpy as jnp
 
     from jaxsynth import keys
@@ -182,20 +175,15 @@ def specimen(recipe: str, num_cells: int | None, published_s: float | None = Non
         site = tissues.more_room(site, bool(crowded), bool(short))
     if not labels.any() or placed < 0.95 * asked:
         raise RuntimeError(f"{recipe}: placed {placed} of {asked} cells, which is not what is to be measured")
+    del labels, _  # else they would lie beside the results of the runs to come
     row = {"shape": shape, "num_cells": int(placed), "compile_s": compile_s}
     row |= {"median_s": statistics.median(times(lambda: program(*arguments))), "peak_bytes": peak_bytes(program)}
     return row | ({"peer": PUBLISHED, "peer_median_s": published_s} if published_s else {})
 
 
 def training(recipe: str, shape: tuple[int, ...], **overrides) -> dict:
-    """A step of configs/ddpm.py on images of simulated specimens, against the same step on one resident batch.
-
-    Both run as in `train`, in turns. What the feed has made ahead is waited for before the clock stops.
-
-    Args:
-      shape: of the patches.
-      overrides: of the configuration, `section__key`.
-    """
+    """A step of configs/ddpm.py, `section__key` overridden, on images of simulated specimens, against the same step on
+    one resident batch. Both run as in `train`, in turns; the clock stops when all that was queued is done."""
     import jax
     import numpy as np
 

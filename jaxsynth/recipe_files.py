@@ -7,6 +7,9 @@ from jaxsynth import centre_files, outputs, specimens
 from jaxsynth.errors import InputError
 
 
+SURFACES = ("embryo_elongated",)  # recipes whose cells lie below a surface
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One specimen to make: its name, how it is drawn, and the user's centres, float [M, D] in micrometres, or None."""
@@ -124,7 +127,7 @@ def _jobs(args, metadata: dict | None) -> list[Job]:
 
 
 def read_given(args, plan: specimens.Specimens):
-    """What --mask and --shape_model bring: (Given, model or None, what the manifest tells of them)."""
+    """What --mask, --shape_model and --clustering bring: (Given, model or None, what the manifest tells of them)."""
     from jaxsynth.data import shapes, volumes
     from jaxsynth.sim import tissues
 
@@ -132,17 +135,21 @@ def read_given(args, plan: specimens.Specimens):
     if (args.mask or args.shape_model) and found.extent == "map":
         flag = "--mask" if args.mask else "--shape_model"
         raise InputError(f"{flag}: recipe {plan.recipe} is a map of a surface of its own")
+    if args.clustering is not None and (found.populate is None or found.extent == "map" or found.name in SURFACES):
+        raise InputError(f"--clustering: recipe {plan.recipe} has a way of its own to place its cells")
+    given = tissues.NOTHING._replace(clustering=args.clustering)
+    told = {"mask": None, "shape_model": None, "clustering": args.clustering}
     if args.mask:
         mask = volumes.read_labels(args.mask) > 0
         if not mask.any():
             raise InputError(f"--mask {args.mask}: is 0 everywhere, so no cell may lie anywhere")
-        return tissues.Given(mask=mask), None, {"mask": outputs.fingerprint(args.mask)}
+        return given._replace(mask=mask), None, told | {"mask": outputs.fingerprint(args.mask)}
     if args.shape_model:
         model = shapes.load(args.shape_model)
         if model.ndim != len(plan.shape):
             raise InputError(f"--shape_model {args.shape_model}: is {model.ndim}D, the specimens {len(plan.shape)}D")
-        return tissues.NOTHING, model, {"shape_model": outputs.fingerprint(args.shape_model)}
-    return tissues.NOTHING, None, {"mask": None, "shape_model": None}
+        return given, model, told | {"shape_model": outputs.fingerprint(args.shape_model)}
+    return given, None, told
 
 
 def read_psf(args, plan: specimens.Specimens):
@@ -199,8 +206,8 @@ def _jobs_from_centres(args, metadata: dict | None) -> list[Job]:
     from jaxsynth.sim import tissues
 
     found = tissues.find(args.recipe)
-    if found.populate is None or found.name in ("tribolium", "embryo_elongated"):
-        raise InputError(f"--centres: recipe {args.recipe} places its own cells; take another one")
+    if found.extent == "map":
+        raise InputError(f"--centres: recipe {args.recipe} is a map of a curved surface; take another one")
     jobs = []
     for name, file in outputs.by_name(centre_files.find(args.centres), "--centres").items():
         if file.suffix.lower() in centre_files.TABLES:

@@ -25,8 +25,8 @@ from jaxsynth.errors import InputError
 
 MAPS = ("boundary", "distance", "seeds", "position")
 # What goes with which source of labels only.
-RECIPE_ONLY = ("num", "shape", "cells", "render", "psf", "overlap", "centres", "mask", "shape_model", "frames",
-               "cycle_frames", "step_um", "death_rate", "brightness_images", "brightness_labels")  # fmt: skip
+RECIPE_ONLY = ("num", "shape", "cells", "render", "psf", "overlap", "clustering", "centres", "mask", "shape_model",
+               "frames", "cycle_frames", "step_um", "death_rate", "brightness_images", "brightness_labels")  # fmt: skip
 LABELS_ONLY = ("images", "fit_shape", "modes")
 NOT_WITH_FRAMES = ("maps", "merge", "overlap", "centres")
 NOT_WITH_FIT = ("images", "checkpoint", "maps", "merge", "worker", "preview", "normalization")
@@ -93,6 +93,12 @@ def _parser() -> cli.Parser:
         help="0 to 1, 2D: cells may come closer than touching by this share, as in projections. labels/ are then "
              "stacks of planes (M, Y, X): plane 0 holds the nearest cell of every pixel, plane 1 the next, and so on; "
              "a cell is where any plane has its label")  # fmt: skip
+    add(
+        "--clustering",
+        type=float,
+        metavar="P",
+        help="fields of nuclei: probability of a cell to be put next to one already there; default: the recipe's",
+    )
     add("--centres", metavar="PATH",
         help="cells where you have them: label images (the centroids of their regions, shape and voxel size) "
              "or tables (.csv, .tsv; columns z,y,x in micrometres from the corner); one specimen per file")  # fmt: skip
@@ -165,7 +171,7 @@ def _check_recipe(args) -> None:
     else:
         _refuse(args, NOT_WITH_FRAMES, "does not go with --frames")
     if args.centres is not None:
-        _refuse(args, ("cells", "mask", "shape_model"), "does not go with --centres")
+        _refuse(args, ("cells", "mask", "shape_model", "clustering"), "does not go with --centres")
     if args.mask and args.shape_model:
         raise InputError("--mask, --shape_model: both say where cells may be; give one of the two")
     if args.merge and args.overlap:
@@ -185,6 +191,7 @@ def _check_ranges(args) -> None:
     expect("modes", lambda x: x >= 0, "0 or more")
     expect("merge", lambda x: 0 <= x <= 1, "a share of 0 to 1")
     expect("overlap", lambda x: 0 <= x < 1, "a share of 0 to below 1")
+    expect("clustering", lambda x: 0 <= x <= 1, "a probability")
     expect("frames", lambda x: 1 <= x <= 10000, "1 to 10000")
     expect("cycle_frames", lambda x: x >= 1, "1 or more")
     expect("step_um", lambda x: 0 <= x < math.inf, "0 or more")

@@ -16,10 +16,9 @@ from jaxsynth import keys, outputs, recipe_files, specimens
 from jaxsynth.data import tracks, volumes
 from jaxsynth.errors import InputError
 from jaxsynth.records import Cells, Specimen
-from jaxsynth.sim import deform, ellipsoids, lineage, microscope, raster, recipes_nuclei, tissues, views
+from jaxsynth.sim import deform, ellipsoids, lineage, microscope, population, raster, tissues, views
 from jaxsynth.sim.sketch import LEVELS
 
-BENDS = {"nuclei": 0.1, "gowt1": 0.05, "hela": 0.1}  # as the recipes have them
 CYCLE_FRAMES, STEP = 20.0, 0.06  # STEP: motion per frame, relative to the typical radius
 
 
@@ -156,13 +155,13 @@ def _live(key, num_cells, given, model, rates, *, recipe, site, num_range, num_f
     number = jax.random.randint(keys.stream(key, "num_cells"), (), num_range[0], num_range[1] + 1)
     number = jnp.where(num_cells < 0, number, num_cells)
     given = specimens.with_organism(key, given, model)
-    population = recipe.populate(keys.stream(key, "cells"), number, site, given)
+    first = recipe.populate(keys.stream(key, "cells"), number, site, given)
     # In a field cells leave over the edge; an organism, or what the user marks, holds them.
-    region = recipes_nuclei.region(site, given, population.foreground if recipe.extent == "organism" else None)
+    region = population.region(site, given, first.foreground if recipe.extent == "organism" else None)
     contains = None if region is None else lambda points_um: region.contains(tuple(points_um.T))
     cycle_frames, step_um, death_rate = rates
     return lineage.simulate_lineage(
-        keys.stream(key, "life"), population.cells, site.size_um, num_frames, capacity, contains=contains,
+        keys.stream(key, "life"), first.cells, site.size_um, num_frames, capacity, contains=contains,
         cycle_frames=cycle_frames, step_um=step_um, speed_um=step_um, death_rate=death_rate,
     )  # fmt: skip
 
@@ -172,8 +171,8 @@ def _labels(key, life, frame, *, recipe, site) -> tuple[jax.Array, jax.Array]:
     """Labels int32 [*S] of one frame, and whether some block of voxels was too crowded."""
     cells = lineage.frame(life, frame)
     value, reach_um = ellipsoids.value(cells), ellipsoids.extent_um(cells)
-    if recipe.name in BENDS:
-        control = deform.cell_bend(keys.stream(key, "bend"), *cells.centre_um.shape, BENDS[recipe.name])
+    if recipe.bend:
+        control = deform.cell_bend(keys.stream(key, "bend"), *cells.centre_um.shape, recipe.bend)
         value, reach_um = deform.bent_value(value, reach_um, control)
     return raster.owners(value, cells.centre_um, reach_um, cells.valid, site.shape,
                          jnp.asarray(site.spacing_um, jnp.float32), per_block=site.per_block)  # fmt: skip

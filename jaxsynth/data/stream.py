@@ -207,76 +207,62 @@ def simulated(
 ) -> Iterator[SimulatedBatch]:
     """Batches of simulated specimens for steps first_step, first_step + 1, ...; made on the device.
 
-    Specimen j of step i depends on `key`, i and j alone. The device has the next AHEAD batches in its queue while the
-    caller works on one, and the host fetches nothing but whether cells ran out of room, of a batch that was queued
-    AHEAD calls ago. Specimens that did are made again with more room.
+    Specimen j of step i depends on `key`, i and j alone. While the caller works on a batch the device has the next
+    AHEAD in its queue; the host fetches no more of them than whether a specimen lacked room, and has those made again.
 
     Args:
       recipe: a name of `tissues.RECIPES`, or a record.
       shape: S, of every specimen.
-      spacing_um: D micrometres per voxel; `tissues.default_spacing` where None.
-      num_range: least and most cells of a specimen; `tissues.num_cells_range` where None. As with any field that is
-        full, fewer are placed where there is no place for them.
+      spacing_um, num_range: micrometres per voxel, least and most cells, as `tissues.simulate` takes them.
       levels: grey levels of the sketch.
       maps: names of `views.MAPS`; "image", the microscope's picture with the recipe's PSF, float32 camera counts; of
         tissues with membranes also "nuclei" (int32, under the cells' labels) and "membrane" (bool).
       split: a sharding of the leading axis over a mesh; every device simulates its own share.
 
-    Raises:
-      InputError: no such recipe or map, a recipe that cannot be drawn so, or a batch that does not split evenly. Raised
-        by the call itself, not by the first batch.
+    Raises InputError, at the call, for recipes and maps unknown or impossible, and batches that do not split evenly.
     """
     found = tissues.find(recipe) if isinstance(recipe, str) else recipe
     shape = tuple(int(size) for size in shape)
-    tissues.check(found, shape)
-    spacing_um = tuple(float(step) for step in (spacing_um or tissues.default_spacing(found, shape)))
     tissues.check(found, shape, spacing_um)
+    spacing_um = tuple(float(step) for step in (spacing_um or tissues.default_spacing(found, shape)))
     if num_range is not None and found.num_cells is None:
         raise InputError(f"num_range: recipe {found.name} fills its organism with cells of one size; leave it out")
     low, high = num_range or tissues.num_cells_range(found, shape, spacing_um)
     if not 0 <= low <= high:
-        raise InputError(f"num_range: expected least and most cells, 0 or more; got {tuple(num_range)}")
+        raise InputError(f"num_range: expected least and most cells, 0 or more; got {(low, high)}")
     known = (*views.MAPS, "image", *(("nuclei", "membrane") if found.populate is None else ()))
-    for name in maps:
-        if name not in known:
-            raise InputError(f"maps: recipe {found.name} has {', '.join(known)}; got {name!r}")
-    num_devices = 1 if split is None else split.mesh.size
-    if batch_size < 1 or batch_size % num_devices:
-        raise InputError(f"batch_size: expected a positive multiple of {num_devices}, the devices; got {batch_size}")
-    site = tissues.make_site(found, shape, spacing_um, high)
-    make = functools.partial(
-        _simulate, key, recipe=found, num_range=(low, high), levels=tuple(levels), maps=tuple(maps),
-        batch_size=batch_size, split=split,
-    )  # fmt: skip
-    return _queued(make, site, first_step)
+    for name in set(maps) - set(known):
+        raise InputError(f"maps: recipe {found.name} has {', '.join(known)}; got {name!r}")
+    many = 1 if split is None else split.mesh.size
+    if batch_size < 1 or batch_size % many:
+        raise InputError(f"batch_size: expected a positive multiple of {many}, the devices; got {batch_size}")
+    drawn = {"recipe": found, "levels": tuple(levels), "maps": tuple(maps), "batch_size": batch_size, "split": split}
+    make = functools.partial(_simulate, key, num_range=(low, high), **drawn)
+    return _queued(make, tissues.make_site(found, shape, spacing_um, high), first_step)
 
 
 def _queued(make: Callable, site: tissues.Site, step: int) -> Iterator[SimulatedBatch]:
     queue: collections.deque = collections.deque()
     while True:
         while len(queue) <= AHEAD:
-            queue.append((step, make(step, site=site)))
+            queue.append((step, site, make(step, site=site)))
             step += 1
         made, site = _with_room(make, site, *queue.popleft())
         yield made
 
 
-def _with_room(make: Callable, site: tissues.Site, step: int, drawn: tuple) -> tuple[SimulatedBatch, tissues.Site]:
-    """The batch of a step, drawn again until no cell lacks room, and the site with the room that its blocks needed.
-
-    The length of the blocks' lists does not change what is drawn, so later batches may use it at once. The number of
-    slots may, so only the specimens that ran out of them are replaced.
-    """
+def _with_room(make: Callable, site: tissues.Site, step: int, drawn_at: tissues.Site, drawn: tuple):
+    """The batch of a step, drawn again until no specimen lacks room, and the site with the room its blocks needed."""
     made, flags = drawn
     crowded, short = np.asarray(flags)
-    while crowded.any():
-        site = tissues.more_room(site, crowded=True, short=False)
-        made, flags = make(step, site=site)
-        crowded, short = np.asarray(flags)
+    if crowded.any():
+        # A batch from the queue may not have had the room found since.
+        site = tissues.more_room(site, crowded=True, short=False) if drawn_at == site else site
+        return _with_room(make, site, step, site, make(step, site=site))
     if short.any():
+        # The number of slots changes what is drawn, other than the length of the blocks' lists: others stay.
         wide = tissues.more_room(site, crowded=False, short=True)
-        again, _ = _with_room(make, wide, step, make(step, site=wide))
-        made = _replace(made, again, short)
+        made = _replace(made, _with_room(make, wide, step, wide, make(step, site=wide))[0], short)
     return made, site
 
 
@@ -286,37 +272,31 @@ def _replace(old: SimulatedBatch, new: SimulatedBatch, which: jax.Array) -> Simu
     return jax.tree.map(lambda a, b: jnp.where(which.reshape((-1,) + (1,) * (a.ndim - 1)), b, a), old, new)
 
 
-@functools.partial(jax.jit, static_argnames=("recipe", "site", "num_range", "levels", "maps", "batch_size", "split"))
-def _simulate(key, step, *, recipe, site, num_range, levels, maps, batch_size, split):
-    """The batch of a step: SimulatedBatch and bool [2, B], whose cells were too many for a block, or for the slots."""
+@functools.partial(jax.jit, static_argnames=("recipe", "site", "levels", "maps", "batch_size", "split"))
+def _simulate(key, step, num_range, *, recipe, site, levels, maps, batch_size, split):
+    """The batch of a step, and bool [2, B]: specimens with too many cells for a block, and for the slots."""
+    spacing_um = site.spacing_um
 
     def one(row):
         own = keys.stream(key, "simulated", step, row)
-        return _simulate_one(own, recipe, site, num_range, levels, maps)
+        number = jax.random.randint(keys.stream(own, "num_cells"), (), num_range[0], num_range[1] + 1)
+        made = tissues.specimen(own, recipe, number, site)
+        shown = {name: views.MAPS[name](made, spacing_um) for name in maps if name in views.MAPS}
+        shown |= {name: getattr(made, name) for name in maps if name in ("nuclei", "membrane")}
+        if "image" in maps:
+            shot, psf_sigma_um = keys.stream(own, "render"), recipe.psf_sigma_um[-len(site.shape) :]
+            light = views.light(shot, made, spacing_um)
+            shown["image"] = microscope.image(shot, light, spacing_um, psf_sigma_um=psf_sigma_um)
+        ink = keys.stream(own, "sketch")
+        sketch = views.sketch(ink, made, spacing_um, nucleoli=recipe.nucleoli, levels=levels)
+        return SimulatedBatch(made.labels, sketch, shown), made.crowded, made.short
 
     rows = jnp.arange(batch_size)
     if split is None:
-        made, crowded, short = jax.vmap(one)(rows)
-        return made, jnp.stack([crowded, short])
+        made, *flags = jax.vmap(one)(rows)
+        return made, jnp.stack(flags)
     # Per device, so that none makes another's specimens and no loop over cells waits for those of another. The kernels'
     # loops start from constants, which the check of varying axes refuses.
     spec = PartitionSpec(split.spec[0])
-    share = jax.shard_map(jax.vmap(one), mesh=split.mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    made, crowded, short = share(rows)
-    everywhere = NamedSharding(split.mesh, PartitionSpec())
-    return made, jax.lax.with_sharding_constraint(jnp.stack([crowded, short]), everywhere)
-
-
-def _simulate_one(key, recipe, site, num_range, levels, maps):
-    spacing_um = site.spacing_um
-    number = jax.random.randint(keys.stream(key, "num_cells"), (), num_range[0], num_range[1] + 1)
-    made = tissues.specimen(key, recipe, number, site)
-    extra = {name: views.MAPS[name](made, spacing_um) for name in maps if name in views.MAPS}
-    extra |= {name: getattr(made, name) for name in maps if name in ("nuclei", "membrane")}
-    if "image" in maps:
-        shot = keys.stream(key, "render")
-        light = views.light(shot, made, spacing_um)
-        psf_sigma_um = recipe.psf_sigma_um[-len(site.shape) :]
-        extra["image"] = microscope.image(shot, light, spacing_um, psf_sigma_um=psf_sigma_um)
-    sketch = views.sketch(keys.stream(key, "sketch"), made, spacing_um, nucleoli=recipe.nucleoli, levels=levels)
-    return SimulatedBatch(made.labels, sketch, extra), made.crowded, made.short
+    made, *flags = jax.shard_map(jax.vmap(one), mesh=split.mesh, in_specs=spec, out_specs=spec, check_vma=False)(rows)
+    return made, jax.lax.with_sharding_constraint(jnp.stack(flags), NamedSharding(split.mesh, PartitionSpec()))

@@ -21,6 +21,7 @@ class Site:
       spacing_um: D micrometres per voxel.
       max_cells: slots for cells.
       per_block: cells that a block of voxels can list.
+      bend: share of a cell's window by which its outline is bent.
       overlap: share by which cells may come closer than touching; above 0, `layers` label images are made.
       layers: label images.
     """
@@ -29,6 +30,7 @@ class Site:
     spacing_um: tuple[float, ...]
     max_cells: int
     per_block: int
+    bend: float = 0.0
     overlap: float = 0.0
     layers: int = 1
 
@@ -116,9 +118,7 @@ def settle(key, num_cells, site, given, foreground, radii_um, rotation, clearanc
     """Places cells at random, in clusters, or where the user has them."""
     clearance_um = (1 - site.overlap) * clearance_um
     if given.centres_um is not None:
-        centres, placed, overflow = placement.given_centres(given.centres_um, site.max_cells)
-        wanted = jnp.arange(site.max_cells) < num_cells
-        placed = placed & wanted
+        centres, placed, overflow = at_given(num_cells, site, given)
     elif given.clustering is not None or clustering:
         probability = clustering if given.clustering is None else given.clustering
         centres, placed, overflow = placement.clustered_centres(
@@ -129,6 +129,12 @@ def settle(key, num_cells, site, given, foreground, radii_um, rotation, clearanc
             keys.stream(key, "centres"), foreground, clearance_um, num_cells
         )
     return collect(key, site, given, centres, radii_um, rotation, placed, overflow)
+
+
+def at_given(num_cells, site: Site, given: Given) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The first `num_cells` of the user's centres: centres, placed and overflow, as `placement` has them."""
+    centres, placed, overflow = placement.given_centres(given.centres_um, site.max_cells)
+    return centres, placed & (jnp.arange(site.max_cells) < num_cells), overflow
 
 
 def collect(key, site, given, centres, radii_um, rotation, placed, overflow) -> Cells:

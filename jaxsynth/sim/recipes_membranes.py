@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxsynth import keys
 from jaxsynth.records import Cells, Specimen
 from jaxsynth.sim import ellipsoids, foregrounds, grid, membranes, placement, shape_model, starshape, voronoi
-from jaxsynth.sim.population import Given, Site, region, shine
+from jaxsynth.sim.population import Given, Site, at_given, region, shine
 
 NUCLEUS = 0.3  # radius of a nucleus, relative to the distance to the next cell
 
@@ -34,10 +34,8 @@ def arabidopsis(key, num_cells, site, given) -> Specimen:
     organism = region(site, given, default)
     distance_um = 23 * 0.22
     depth = foregrounds.depth_field(organism)
-    centres, placed, _, short = placement.layered_centres(
-        keys.stream(key, "centres"), depth, distance_um, distance_um, site.max_cells, shrink=1 / 0.9
-    )
-    return _tissue(key, site, given, organism, depth, centres, placed, short, distance_um)
+    places = _places(key, num_cells, site, given, depth, distance_um, shrink=1 / 0.9)
+    return _tissue(key, site, given, organism, depth, places, distance_um)
 
 
 def drosophila(key, num_cells, site, given) -> Specimen:
@@ -49,15 +47,24 @@ def drosophila(key, num_cells, site, given) -> Specimen:
     egg = region(site, given, foregrounds.hollow_egg(site.size_um))
     # Rings are counted from the outer surface; the inner one is no surface to start from.
     depth = foregrounds.depth_field(region(site, given, foregrounds.hollow_egg(site.size_um, shrink=1.0)))
+    places = _places(key, num_cells, site, given, depth, distance_um, max_layers=2)
+    return _tissue(key, site, given, egg, depth, places, distance_um)
+
+
+def _places(key, num_cells, site: Site, given: Given, depth, distance_um, **layers):
+    """Where the cells are: in layers, as far apart from each other as the layers; or the user's centres."""
+    if given.centres_um is not None:
+        return at_given(num_cells, site, given)
     centres, placed, _, short = placement.layered_centres(
-        keys.stream(key, "centres"), depth, distance_um, distance_um, site.max_cells, max_layers=2
+        keys.stream(key, "centres"), depth, distance_um, distance_um, site.max_cells, **layers
     )
-    return _tissue(key, site, given, egg, depth, centres, placed, short, distance_um)
+    return centres, placed, short
 
 
-def _tissue(key, site: Site, given: Given, organism, depth, centres, placed, short, distance_um) -> Specimen:
-    """Cells about given centres: a weighted Voronoi partition, membranes, and a nucleus in each."""
+def _tissue(key, site: Site, given: Given, organism, depth, places, distance_um) -> Specimen:
+    """Cells about their places: a weighted Voronoi partition, membranes, and a nucleus in each."""
     spacing_um = jnp.asarray(site.spacing_um, jnp.float32)
+    centres, placed, short = places
     # Where the volume cuts the organism, cells beyond it still shape those within.
     order = jnp.argsort(~placed, stable=True)
     centres, placed = centres[order], placed[order]
@@ -87,6 +94,7 @@ def _tissue(key, site: Site, given: Given, organism, depth, centres, placed, sho
         crowded=crowded | full,
         short=short,
         nuclei=jnp.where(nuclei == interiors.labels, nuclei, 0),
-        membrane=interiors.membrane,
+        # Solid where three cells meet, and not a voxel missing where a wall is thinner than one.
+        membrane=(whole > 0) & (interiors.labels == 0),
         depth=depth,
     )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxsynth import keys
 from jaxsynth.sim import cartography, deform, foregrounds, grid, harmonics, placement, starshape
-from jaxsynth.sim.population import Population, collect, from_ellipsoids, region, settle
+from jaxsynth.sim.population import Population, at_given, collect, from_ellipsoids, region, settle
 
 
 def _shapes(key, radius, low, high, ndim) -> tuple[jax.Array, jax.Array]:
@@ -31,7 +31,7 @@ def mean_radius(radii_um: jax.Array) -> jax.Array:
 
 
 def _field(
-    key, num_cells, site, given, low, high, scale_low, scale_high, clearance, bend, clusters=None, clustering=0.0
+    key, num_cells, site, given, low, high, scale_low, scale_high, clearance, clusters=None, clustering=0.0
 ) -> Population:
     """A field of ellipsoids over the whole image, cut by its edge, with radii in U(low, high)."""
     radius = _uniform(key, "radius", site.max_cells, low, high)
@@ -42,7 +42,7 @@ def _field(
     cells = settle(
         key, num_cells, site, given, foreground, radii_um, rotation, clearance * mean_radius(radii_um), clustering
     )
-    return from_ellipsoids(key, cells, foreground, bend)
+    return from_ellipsoids(key, cells, foreground, site.bend)
 
 
 def nuclei(key, num_cells, site, given) -> Population:
@@ -51,7 +51,7 @@ def nuclei(key, num_cells, site, given) -> Population:
     Semi-axes r (s, 1[, 1]) with r in U(4, 6.5) um and s in U(0.6, 1). Centres keep 85 % of the sum of the mean radii,
     so some cells press against each other.
     """
-    return _field(key, num_cells, site, given, 4.0, 6.5, 0.6, 1.0, 0.85, 0.1)
+    return _field(key, num_cells, site, given, 4.0, 6.5, 0.6, 1.0, 0.85)
 
 
 def gowt1(key, num_cells, site, given) -> Population:
@@ -61,7 +61,7 @@ def gowt1(key, num_cells, site, given) -> Population:
     window. The paper's r in U(30, 45), s in U(0.75, 1) and +-5 %, all of them anywhere, gave larger, rounder and
     smoother nuclei than those of the Cell Tracking Challenge are, and fewer near others.
     """
-    return _field(key, num_cells, site, given, 30 * 0.24, 37 * 0.24, 0.68, 1.0, 1.0, 0.1, clustering=0.1)
+    return _field(key, num_cells, site, given, 30 * 0.24, 37 * 0.24, 0.68, 1.0, 1.0, clustering=0.1)
 
 
 def hela(key, num_cells, site, given) -> Population:
@@ -76,7 +76,7 @@ def hela(key, num_cells, site, given) -> Population:
     discs = foregrounds.disc_clusters(
         keys.stream(key, "discs"), site.size_um, (max(1, round(9 * share)), max(1, round(18 * share))), 100 * voxel
     )
-    return _field(key, num_cells, site, given, 12.5 * voxel, 17.5 * voxel, 0.57, 0.9, 0.9, 0.15, discs)
+    return _field(key, num_cells, site, given, 12.5 * voxel, 17.5 * voxel, 0.57, 0.9, 0.9, discs)
 
 
 def celegans(key, num_cells, site, given) -> Population:
@@ -169,9 +169,12 @@ def embryo_elongated(key, num_cells, site, given) -> Population:
     radius = 1.2 * _uniform(key, "radius", num, 0.8, 1.2)
     longer = _uniform(key, "elongation", num, 1.5, 3.0)[:, None]
     radii_um = radius[:, None] * jnp.concatenate([longer ** (2 / 3), longer ** (-1 / 3), longer ** (-1 / 3)], -1)
-    centres, placed, overflow = placement.surface_centres(
-        keys.stream(key, "centres"), depth, radii_um[:, 0], radii_um[:, 0] + 2.0, radius, num_cells
-    )
+    if given.centres_um is None:
+        centres, placed, overflow = placement.surface_centres(
+            keys.stream(key, "centres"), depth, radii_um[:, 0], radii_um[:, 0] + 2.0, radius, num_cells
+        )
+    else:
+        centres, placed, overflow = at_given(num_cells, site, given)
     rotation = placement.align(keys.stream(key, "spin"), foregrounds.inward_normal(depth, centres))
     cells = collect(key, site, given, centres, radii_um, rotation, placed, overflow)
     return from_ellipsoids(key, cells, embryo)

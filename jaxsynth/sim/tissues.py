@@ -38,10 +38,11 @@ class Recipe:
       num_cells: range of the number of cells in an image of that size, both ends included; None where cells fill
         the organism at a distance of their own, so that their number follows.
       fills: about how many that are in an image of that size; slots are made for so many, and more where they run out.
-      extent: what an image of another shape shows: "field" more or less of an endless tissue at the same voxel size,
-        "organism" all of one organism, pixels square, "map" all of a map, each axis on its own.
+      extent: what an image of another shape shows: "field" more or less tissue at the same voxel size, "organism" all
+        of one organism, pixels square, "map" all of a map, each axis on its own.
       radius_um: a typical radius.
       psf_sigma_um: the microscope's blur (z, y, x) that suits it.
+      bend: outlines are bent by B-splines of up to this share of a cell's window.
       nucleoli: least and greatest number of dark nucleoli in a nucleus, for sketches.
     """
 
@@ -57,6 +58,7 @@ class Recipe:
     radius_um: float
     psf_sigma_um: tuple[float, float, float]
     fills: int = 0
+    bend: float = 0.0
     nucleoli: tuple[int, int] = (0, 0)
 
 
@@ -72,11 +74,11 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         _nuclei("nuclei", "nuclei of a cultured tissue, 2D or 3D, alone to touching", recipes_nuclei.nuclei, (2, 3),
-                (256, 256), (0.5, 0.5), (35, 85), "field", 5.0, (0.9, 0.45, 0.45)),
+                (256, 256), (0.5, 0.5), (35, 85), "field", 5.0, (0.9, 0.45, 0.45), bend=0.1),
         _nuclei("gowt1", "mouse stem cells, 2D", recipes_nuclei.gowt1, (2,),
-                (1024, 1024), (0.24, 0.24), (20, 28), "field", 8.5, (1.0, 0.4, 0.4), nucleoli=(0, 2)),
+                (1024, 1024), (0.24, 0.24), (20, 28), "field", 7.4, (1.0, 0.4, 0.4), bend=0.1, nucleoli=(0, 2)),
         _nuclei("hela", "HeLa nuclei in clusters, 2D", recipes_nuclei.hela, (2,),
-                (700, 1100), (0.645, 0.645), (50, 140), "field", 8.0, (1.5, 0.6, 0.6)),
+                (700, 1100), (0.645, 0.645), (50, 140), "field", 8.3, (1.5, 0.6, 0.6), bend=0.15),
         _nuclei("celegans", "nuclei of a C. elegans embryo, 3D", recipes_nuclei.celegans, (3,),
                 (35, 512, 708), (1.0, 0.09, 0.09), (20, 120), "organism", 3.0, (0.9, 0.25, 0.25)),
         _nuclei("tribolium", "T. castaneum embryo, nuclei of its surface as a map", recipes_nuclei.tribolium, (3,),
@@ -89,9 +91,9 @@ RECIPES = {
                 recipes_nuclei.embryo_elongated, (3,),
                 (140, 140, 1000), (0.12, 0.12, 0.12), (150, 250), "organism", 1.2, (0.4, 0.2, 0.2)),
         _membranes("arabidopsis", "A. thaliana meristem, cells between membranes, 3D", recipes_membranes.arabidopsis,
-                   (3,), (221, 495, 511), (0.22, 0.22, 0.22), None, "organism", 2.5, (0.5, 0.25, 0.25), fills=1400),
+                   (3,), (221, 495, 511), (0.22, 0.22, 0.22), None, "field", 2.5, (0.5, 0.25, 0.25), fills=1400),
         _membranes("drosophila", "Drosophila egg, rings of cells below its surface, 3D", recipes_membranes.drosophila,
-                   (3,), (300, 300, 300), (0.8, 0.8, 0.8), None, "organism", 2.4, (1.0, 0.6, 0.6), fills=5000),
+                   (3,), (300, 300, 300), (0.8, 0.8, 0.8), None, "field", 2.4, (1.0, 0.6, 0.6), fills=5000),
     )
 }  # fmt: skip
 
@@ -158,14 +160,14 @@ def make_site(
     most_cells: int,
     overlap: float = 0.0,
 ) -> Site:
-    """Room for `most_cells` cells, or for those that fill the recipe's organism."""
-    if recipe.num_cells is None:
+    """Room for `most_cells` cells; 0 for those that fill the recipe's organism, if it is one that cells fill."""
+    if recipe.num_cells is None and not most_cells:
         extents = zip(shape, spacing_um, recipe.shape, recipe.spacing_um, strict=True)
         most_cells = math.ceil(recipe.fills * math.prod(n * step / (m * own) for n, step, m, own in extents))
     max_cells = 64 * max(1, math.ceil(most_cells / 64))
     # A block meets few nuclei, and many cells that might be the nearest.
     per_block = min(16 if recipe.num_cells else 64, max_cells)
-    return Site(shape, spacing_um, max_cells, per_block, overlap, 4 if overlap else 1)
+    return Site(shape, spacing_um, max_cells, per_block, recipe.bend, overlap, 4 if overlap else 1)
 
 
 def specimen(key: jax.Array, recipe: Recipe, num_cells: jax.Array, site: Site, given: Given = NOTHING) -> Specimen:
@@ -257,7 +259,7 @@ def _check_choices(recipe, shape, num_cells, overlap, given) -> None:
     """Raises InputError for arguments out of range, and for those that do not apply to the recipe."""
     if num_cells is not None and num_cells < 0:
         raise InputError(f"num_cells: expected 0 or more; got {num_cells}")
-    if num_cells is not None and recipe.num_cells is None:
+    if num_cells is not None and recipe.num_cells is None and given.centres_um is None:
         raise InputError(f"num_cells: recipe {recipe.name} fills its organism with cells of one size; leave it out")
     if not 0 <= overlap < 1:
         raise InputError(f"overlap: expected a share in [0, 1); got {overlap}")

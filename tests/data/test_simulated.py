@@ -14,7 +14,7 @@ from jaxsynth.errors import InputError
 from jaxsynth.records import Specimen
 from jaxsynth.sim import tissues
 
-MAPS = ("image", "distance", "seeds")
+MAPS = ("image", "seeds")
 OPTIONS = {"shape": (40, 48), "batch_size": 8, "maps": MAPS}
 
 
@@ -41,8 +41,8 @@ def test_a_batch_holds_what_it_promises(three):
         assert set(batch.maps) == set(MAPS)
         inside = batch.labels > 0
         assert -1 <= batch.sketch.min() and batch.sketch.max() <= 1
-        np.testing.assert_array_equal(batch.maps["distance"] > 0, inside)
-        # In no other specimen's picture are cells brighter than the rest.
+        # Sketch, map and picture are of these very cells: in no other specimen's are they brighter than the rest.
+        assert batch.sketch[inside].min() > batch.sketch[~inside].max() == stream.LEVELS[0]
         for labels, seeds, image in zip(batch.labels, batch.maps["seeds"], batch.maps["image"], strict=True):
             np.testing.assert_array_equal(np.unique(seeds), np.unique(labels))
             assert image[labels > 0].mean() > 1.2 * image[labels == 0].mean()
@@ -78,7 +78,7 @@ def test_split_over_devices_it_is_the_same_and_each_makes_its_share(three):
         num_range = tissues.num_cells_range(recipe, OPTIONS["shape"], spacing_um)
         site = tissues.make_site(recipe, OPTIONS["shape"], spacing_um, num_range[1])
         program = stream._simulate.lower(
-            keys.root(0), 0, recipe=recipe, site=site, num_range=num_range, levels=stream.LEVELS, maps=MAPS,
+            keys.root(0), 0, num_range, recipe=recipe, site=site, levels=stream.LEVELS, maps=MAPS,
             batch_size=8, split=split,
         )  # fmt: skip
         return program.compile().cost_analysis()["flops"]
@@ -95,20 +95,15 @@ def test_only_the_first_step_compiles(three):
 
 def test_crowded_batches_are_made_again_with_room():
     """At 5 um per voxel 30 nuclei meet the one block of the image, which lists 16 at first."""
-    crowd = {"shape": (32, 32), "spacing_um": (5.0, 5.0), "num_range": (30, 30), "batch_size": 2, "maps": ()}
+    crowd = {"shape": (32, 32), "spacing_um": (5.0, 5.0), "num_range": (30, 30), "batch_size": 1, "maps": ()}
     before = stream._simulate._cache_size()
-    batches = take(3, **crowd)
-    # The room that was found is kept.
+    batches = take(5, **crowd)
+    # All have room after the first has found it, also those that were in the queue then.
     assert stream._simulate._cache_size() == before + 2
-    recipe = tissues.find("nuclei")
-    site = tissues.make_site(recipe, crowd["shape"], crowd["spacing_um"], 30)
-    assert site.per_block < 30
-    roomy = dataclasses.replace(site, per_block=64)
-    draw = jax.jit(lambda key: tissues.specimen(key, recipe, jnp.int32(30), roomy))
-    for step, row in itertools.product(range(3), range(2)):
-        made = draw(keys.stream(keys.root(0), "simulated", step, row))
-        assert not made.crowded and made.num_placed == 30
-        np.testing.assert_array_equal(batches[step].labels[row], made.labels)
+    # Neighbours two voxels wide may hide one.
+    assert all(len(np.unique(batch.labels)) - 1 >= 27 for batch in batches)
+    # Nor does it matter which batch is the first.
+    assert_equal(batches[4:], take(1, first_step=4, **crowd))
 
 
 def test_only_specimens_short_of_slots_are_made_again():
@@ -136,7 +131,7 @@ def test_only_specimens_short_of_slots_are_made_again():
 
 
 def test_without_cells_there_is_background_alone():
-    (batch,) = take(1, shape=(24, 24), num_range=(0, 0), batch_size=1, maps=())
+    (batch,) = take(1, num_range=(0, 0))
     assert not batch.labels.any()
     assert (batch.sketch == stream.LEVELS[0]).all()
 

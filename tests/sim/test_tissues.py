@@ -199,9 +199,7 @@ def test_overlapping_cells_come_in_layers():
     drawn = np.asarray(views.sketch(jax.random.key(0), specimen, (0.24, 0.24)))
     two = (labels[1] > 0) & (labels[2] == 0)
     light = 0.5 + 1.5 * np.asarray(specimen.brightness)
-    np.testing.assert_allclose(
-        drawn[two], np.minimum(-1 + light[labels[0][two]] + light[labels[1][two]], 1), atol=1e-5
-    )
+    np.testing.assert_allclose(drawn[two], np.minimum(-1 + light[labels[0][two]] + light[labels[1][two]], 1), atol=1e-5)
 
 
 def test_given_centres_are_kept():
