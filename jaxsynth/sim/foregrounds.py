@@ -284,10 +284,18 @@ def inward_normal(depth: Depth, points_um: jax.Array) -> jax.Array:
 
 def depth_map(depth: Depth, shape: tuple[int, ...], spacing_um: jax.Array) -> jax.Array:
     """The depth of every voxel by linear interpolation: float32 [*shape], micrometres; one matrix product per axis."""
-    field = depth.values
-    for axis, size in enumerate(shape):
-        centres = (jnp.arange(size) + 0.5) * spacing_um[axis]
-        at = jnp.clip((centres - depth.low_um[axis]) / depth.step_um[axis], 0, field.shape[axis] - 1)
+
+    def along(field: jax.Array, axis: int, of: int) -> jax.Array:
+        """`field` interpolated along its axis `axis`, which is axis `of` of the volume."""
+        centres = (jnp.arange(shape[of]) + 0.5) * spacing_um[of]
+        at = jnp.clip((centres - depth.low_um[of]) / depth.step_um[of], 0, field.shape[axis] - 1)
         hats = jnp.maximum(1 - jnp.abs(at[:, None] - jnp.arange(field.shape[axis])), 0.0)
-        field = jnp.moveaxis(jnp.tensordot(hats, field, axes=(1, axis), precision="highest"), 0, axis)
-    return field
+        return jnp.moveaxis(jnp.tensordot(hats, field, axes=(1, axis), precision="highest"), 0, axis)
+
+    def plane(field: jax.Array) -> jax.Array:
+        for axis in range(field.ndim):
+            field = along(field, axis, axis + 1)
+        return field
+
+    # Plane by plane, as a transposed copy of the volume would double the memory.
+    return jax.lax.map(plane, along(depth.values, 0, 0))

@@ -95,6 +95,6 @@ def _tissue(key, site: Site, given: Given, organism, depth, places, distance_um)
         short=short,
         nuclei=jnp.where(nuclei == interiors.labels, nuclei, 0),
         # Solid where three cells meet, and not a voxel missing where a wall is thinner than one.
-        membrane=(whole > 0) & (interiors.labels == 0),
+        membrane=mask & (interiors.labels == 0),
         depth=depth,
     )

@@ -130,9 +130,9 @@ def danio(key, num_cells, site, given) -> Population:
 
 
 def rough(key, num_cells, site, given) -> Population:
-    """Cells of rough outline (003): harmonics of order 20, gamma in U(0.5, 8), r in U(9, 14) voxels of 0.5 um."""
+    """Cells of rough outline (003): harmonics of order 20, gamma in U(0.5, 2.5), r in U(9, 14) voxels of 0.5 um."""
     radius = 0.5 * _uniform(key, "radius", site.max_cells, 9.0, 14.0)
-    gamma = _uniform(key, "gamma", site.max_cells, 0.5, 8.0)
+    gamma = _uniform(key, "gamma", site.max_cells, 0.5, 2.5)
     return _harmonic(key, num_cells, site, given, radius, 20, gamma)
 
 
