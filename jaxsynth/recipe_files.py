@@ -6,7 +6,6 @@ from pathlib import Path
 from jaxsynth import centre_files, outputs, specimens
 from jaxsynth.errors import InputError
 
-
 SURFACES = ("embryo_elongated",)  # recipes whose cells lie below a surface
 
 
