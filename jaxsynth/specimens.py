@@ -170,7 +170,7 @@ def drawer(
         per_block = max(per_block, site.per_block)
         asked, placed = int(drawn.specimen.num_asked), int(drawn.specimen.num_placed)
         if placed < asked:
-            logging.getLogger(__name__).warning("%s: the field is full, placed %d of %d cells", name, placed, asked)
+            logging.getLogger(__name__).warning("%s: no room for all cells, placed %d of %d", name, placed, asked)
         return drawn
 
     return draw
