@@ -9,13 +9,14 @@ TABLES = (".csv", ".tsv", ".txt")
 
 
 def find(path: str) -> list[Path]:
-    """Tables or label images at a path; a folder may hold the one or the other."""
+    """Label images or tables at a path; in a folder that holds both, such as one of tracks, the images count."""
     from jaxsynth.data import volumes
 
     place = Path(path)
     if place.is_dir():
         tables = sorted(file for file in place.iterdir() if file.suffix.lower() in TABLES)
-        return tables or volumes.find_files(path)
+        images = any(file.suffix.lower() in volumes.SUFFIXES for file in place.iterdir())
+        return tables if tables and not images else volumes.find_files(path)
     if place.suffix.lower() in TABLES:
         if not place.is_file():
             raise InputError(f"--centres {path}: no such file")

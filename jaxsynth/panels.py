@@ -42,6 +42,8 @@ def fit_tone(volumes: Sequence[np.ndarray]) -> Tone:
     voxels = np.concatenate([np.asarray(v, np.float32).reshape(-1)[:: max(1, v.size // 200_000)] for v in volumes])
     voxels = voxels[np.isfinite(voxels)]
     low, high = (float(q) for q in np.percentile(voxels, (0.5, 99.95))) if voxels.size else (0.0, 1.0)
+    if not voxels.size:
+        return Tone(low, high)
     if not high > low:
         return Tone(*extremes(volumes))
     level = np.clip((voxels - low) / (high - low), 0, 1)

@@ -101,7 +101,7 @@ def plan_settings(args, plan: specimens.Specimens) -> dict:
     """What of the plan every file depends on; specimens at given centres have their own shapes."""
     if args.centres:
         return {"recipe": args.recipe, "centres": args.centres, "shape": args.shape, "spacing_um": args.spacing_um,
-                "overlap": plan.overlap}  # fmt: skip
+                "background_label": args.background_label, "overlap": plan.overlap}  # fmt: skip
     return dataclasses.asdict(plan)
 
 
@@ -139,7 +139,8 @@ def read_given(args, plan: specimens.Specimens):
     given = tissues.NOTHING._replace(clustering=args.clustering)
     told = {"mask": None, "shape_model": None, "clustering": args.clustering}
     if args.mask:
-        mask = volumes.read_labels(args.mask) > 0
+        mask = volumes.read_labels(args.mask)
+        mask = (mask != args.background_label) & (mask > 0)
         if not mask.any():
             raise InputError(f"--mask {args.mask}: is 0 everywhere, so no cell may lie anywhere")
         return given._replace(mask=mask), None, told | {"mask": outputs.fingerprint(args.mask)}
@@ -157,7 +158,7 @@ def read_psf(args, plan: specimens.Specimens):
         return None, {"psf": None} if args.render or args.frames else {}
     from jaxsynth.data import psf
 
-    return psf.read_psf(args.psf, plan.drawn_at_um), {"psf": outputs.fingerprint(args.psf)}
+    return psf.read_psf(args.psf, plan.spacing_um or plan.drawn_at_um), {"psf": outputs.fingerprint(args.psf)}
 
 
 def fit_brightness(args, intensity):
@@ -225,6 +226,9 @@ def _jobs_from_centres(args, metadata: dict | None) -> list[Job]:
         if centres.size and centres.shape[1] != len(plan.shape):
             raise InputError(f"{file}: expected {len(plan.shape)} columns, as the specimen is {len(plan.shape)}D; "
                              f"got {centres.shape[1]}")  # fmt: skip
+        if plan.spacing_um is not None:
+            # A recipe fitted to a checkpoint is drawn as if its voxels had another size than they have.
+            centres = centres / np.asarray(plan.spacing_um) * np.asarray(plan.drawn_at_um) if centres.size else centres
         size = np.multiply(plan.shape, plan.drawn_at_um)
         inside = ((centres >= 0) & (centres <= size)).all(axis=1) if centres.size else np.zeros(0, bool)
         if len(centres) and not inside.any():

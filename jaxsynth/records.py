@@ -33,12 +33,15 @@ class Specimen:
     """One simulated specimen.
 
     Attributes:
-      labels: int32 [*S], 0 = background; [M, *S] where cells may overlap: the M nearest cells of every voxel.
+      labels: int32 [*S], 0 = background; [M, *S] where cells may overlap: the M nearest of every voxel,
+        M = 4, or twice that and so on where more meet.
       brightness: float32 [N + 1], relative, in [0, 1], indexed by label; entry 0 is 0.
-      num_asked, num_placed: int32 []; fewer placed than asked for means that the field was full.
+      num_asked, num_placed: int32 []; fewer placed than asked for means that the field was full. A cell placed may
+        still have no voxel of its own: beyond the edge, off the map, or between two planes.
       crowded: bool []; some block of voxels met more cells than it had room to list, so that some may be missing.
       short: bool []; more cells were to be placed than there are slots.
-      cells: the ellipsoids behind nuclei, cell i being label i + 1; None for other shapes.
+      cells: the ellipsoids behind nuclei, cell i being label i + 1, or the spheres that harmonics vary about; None for
+        cells with membranes.
       nuclei: int32 [*S], the nuclei of cells with membranes, under the cells' labels; None for other tissues.
       membrane: bool [*S], likewise.
       depth: `sim.foregrounds.Depth` of the organism, for light that fades inwards; None where it has no use.

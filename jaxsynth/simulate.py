@@ -160,8 +160,8 @@ def _check(args) -> None:
 def _check_recipe(args) -> None:
     if args.num is None and args.centres is None:
         raise InputError("--num: expected the number of specimens to make")
-    if args.background_label is not None and not (args.centres or args.brightness_labels):
-        raise InputError("--background_label: goes with --labels, --centres or --brightness_labels")
+    if args.background_label is not None and not (args.centres or args.mask or args.brightness_labels):
+        raise InputError("--background_label: goes with --labels, --centres, --mask or --brightness_labels")
     if (args.brightness_images is None) != (args.brightness_labels is None):
         raise InputError("--brightness_images, --brightness_labels: expected both or neither")
     if args.frames is None:

@@ -108,7 +108,7 @@ def plan(
         if len(shape) != ndim:
             raise InputError(f"recipe {recipe} would make {len(shape)}D images, the model is {ndim}D: set --shape")
         spacing_um = spacing_um or (metadata["spacing_um"] and tuple(metadata["spacing_um"]))
-    tissues.check(found, shape, spacing_um)
+    tissues.check(found, shape, given)
     if num_cells is not None and num_cells < 0:
         raise InputError(f"--cells: expected 0 or more; got {num_cells}")
     if num_cells is not None and found.num_cells is None:
@@ -169,7 +169,7 @@ def drawer(
             site = tissues.more_room(site, crowded, short)
         per_block = max(per_block, site.per_block)
         asked, placed = int(drawn.specimen.num_asked), int(drawn.specimen.num_placed)
-        if placed < asked:
+        if placed < asked or (not placed and recipe.num_cells is None):
             logging.getLogger(__name__).warning("%s: no room for all cells, placed %d of %d", name, placed, asked)
         return drawn
 
@@ -252,7 +252,9 @@ def merge(key: jax.Array, made: Specimen, rate: float) -> jax.Array:
     # Walls are the voxels near a boundary, so near that most of them, the corners aside, are found again. Those near
     # none any more are filled.
     def misses(carry):
-        return jnp.sum(carry[0] & wall) < 0.9 * jnp.sum(wall)
+        # What no boundary is near of, or all of it, thickening does not change.
+        near = carry[0]
+        return jnp.any(near) & ~jnp.all(near) & (jnp.sum(near & wall) < 0.9 * jnp.sum(wall))
 
     start = membranes.boundary(whole), membranes.boundary(joined)
     before, after = jax.lax.while_loop(misses, lambda carry: tuple(map(thicken, carry)), start)

@@ -1,7 +1,8 @@
 """Time series in the Cell Tracking Challenge's layout: `jaxsynth.simulate --recipe NAME --frames T`.
 
 The cells of a recipe's specimen live on (`sim.lineage`): they move, grow, divide and die. They are ellipsoids; where
-the recipe bends its cells each gets a bend that stays with it, and rough outlines of harmonics are left out.
+the recipe bends its cells each gets a bend of its own, fixed in the axes of the image, and the rough outlines of
+harmonics are left out.
 """
 
 import functools
@@ -71,7 +72,7 @@ def make(args) -> None:
 
     def make_one(out: Path, name: str) -> dict:
         key = keys.stream(root, outputs.STREAM, name)
-        life, site = live(key, recipe, plan, num_frames, given=given, model=model, **rates)
+        life, site, asked = live(key, recipe, plan, num_frames, given=given, model=model, **rates)
         files = names(out, name)
 
         def labels_of(frame: int) -> jax.Array:
@@ -98,7 +99,11 @@ def make(args) -> None:
             ):
                 volumes.write(file, volume, spacing_um=plan.spacing_um)
         tracks.write_tracks(files.table, found.rows)
-        return {"num_tracks": len(found.rows), "num_cells": [int(np.sum(ids > 0)) for ids in seen],
+        placed = int(jnp.sum(life.cells.valid[0]))
+        if placed < asked:
+            print(f"{name}: no room for all cells in the first frame, placed {placed} of {asked}")
+        return {"num_asked": asked, "num_placed": placed, "num_tracks": len(found.rows),
+                "num_cells": [int(np.sum(ids > 0)) for ids in seen],
                 "closest_um": round(float(jnp.max(life.overlap_um)), 3)}  # fmt: skip
 
     def preview(path: Path) -> None:
@@ -126,8 +131,9 @@ def live(
     cycle_frames: float = CYCLE_FRAMES,
     step_um: float = 0.3,
     death_rate: float = 0.0,
-) -> tuple[lineage.Lineage, tissues.Site]:
-    """A population from the recipe's first frame on, with slots for all its cells, and the site to draw it at.
+) -> tuple[lineage.Lineage, tissues.Site, int]:
+    """A population from the recipe's first frame on, with slots for all its cells; the site to draw it at; and how many
+    cells the first frame was to have.
 
     Args:
       key: the specimen's.
@@ -141,17 +147,17 @@ def live(
     count = jnp.int32(-1 if plan.num_cells is None else plan.num_cells)
     rates = jnp.asarray([cycle_frames, step_um, death_rate], jnp.float32)
     while True:
-        life = _live(key, count, given, model, rates, recipe=recipe, site=site, num_range=num_range,
+        life, asked = _live(key, count, given, model, rates, recipe=recipe, site=site, num_range=num_range,
                      num_frames=num_frames, capacity=capacity)  # fmt: skip
         if not bool(life.overflow):
-            return life, site
+            return life, site, int(asked)
         if capacity > tracks.MOST:
             raise InputError(f"--frames: more than {tracks.MOST} cells; fewer frames, or a longer --cycle_frames")
         capacity *= 2
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "site", "num_range", "num_frames", "capacity"))
-def _live(key, num_cells, given, model, rates, *, recipe, site, num_range, num_frames, capacity) -> lineage.Lineage:
+def _live(key, num_cells, given, model, rates, *, recipe, site, num_range, num_frames, capacity) -> tuple:
     number = jax.random.randint(keys.stream(key, "num_cells"), (), num_range[0], num_range[1] + 1)
     number = jnp.where(num_cells < 0, number, num_cells)
     given = specimens.with_organism(key, given, model)
@@ -160,10 +166,11 @@ def _live(key, num_cells, given, model, rates, *, recipe, site, num_range, num_f
     region = population.region(site, given, first.foreground if recipe.extent == "organism" else None)
     contains = None if region is None else lambda points_um: region.contains(tuple(points_um.T))
     cycle_frames, step_um, death_rate = rates
-    return lineage.simulate_lineage(
+    life = lineage.simulate_lineage(
         keys.stream(key, "life"), first.cells, site.size_um, num_frames, capacity, contains=contains,
         cycle_frames=cycle_frames, step_um=step_um, speed_um=step_um, death_rate=death_rate,
     )  # fmt: skip
+    return life, number
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "site"))

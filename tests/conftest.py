@@ -30,3 +30,12 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("JAXSYNTH_DATA names no folder of real images")
     return Path(folder).resolve()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Every module leaves its compiled programs behind; kept, they would fill several GB by the end of the suite."""
+    yield
+    import jax
+
+    jax.clear_caches()

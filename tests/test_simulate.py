@@ -503,7 +503,7 @@ def test_a_measured_psf_blurs(command, tmp_path):
         (("--recipe", "hela", "--num", 1, "--brightness_images", "x"), "expected both or neither"),
         (("--recipe", "hela", "--centres", "nowhere.csv"), "--centres nowhere.csv: no such file"),
         (("--recipe", "hela", "--centres", "x", "--cells", 3), "--cells: does not go with --centres"),
-        (("--recipe", "arabidopsis", "--centres", "x.csv"), "recipe arabidopsis places its own cells"),
+        (("--recipe", "tribolium", "--centres", "x.csv"), "recipe tribolium is a map of a curved surface"),
         (("--recipe", "arabidopsis", "--num", 1, "--cells", 3), "fills its organism with cells of one size"),
         (("--recipe", "hela", "--num", 1, "--step_um", 3), "--step_um: goes with --frames"),
         (("--recipe", "hela", "--num", 1, "--frames", 3, "--merge", 0.5), "--merge: does not go with --frames"),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
+from skimage.segmentation import relabel_sequential
 
 from jaxsynth.data import volumes
 from jaxsynth.errors import InputError
@@ -104,6 +105,7 @@ def _organism(path: Path, labels: np.ndarray, spacing: np.ndarray) -> Iterator[t
 
 def _cells(labels: np.ndarray, spacing: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Each cell that does not touch the edge, in a box whose edge is a power of two: few programs to compile."""
+    labels = relabel_sequential(labels)[0]  # ids in files may be large and sparse
     for index, box in enumerate(ndimage.find_objects(labels)):
         if box is None or any(s.start == 0 or s.stop == n for s, n in zip(box, labels.shape, strict=True)):
             continue

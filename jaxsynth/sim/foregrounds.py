@@ -135,9 +135,14 @@ def star(centre_um: jax.Array, table: jax.Array) -> Foreground:
 def mask(mask: jax.Array, spacing_um: jax.Array) -> Foreground:
     """The voxels where `mask` (bool [*S]) holds; the test is nearest-voxel, outside the volume nothing is foreground.
 
-    The box is the whole volume: for a mask that fills little of it, raise `rounds` of `placement.random_centres`.
+    The box is the mask's own; one that fills very little of it may get fewer cells than it has room for.
     """
     size = jnp.asarray(mask.shape, jnp.float32) * spacing_um
+    low, high = [], []
+    for d, length in enumerate(mask.shape):
+        filled = jnp.any(mask, axis=tuple(e for e in range(mask.ndim) if e != d))
+        low.append(jnp.argmax(filled))
+        high.append(length - jnp.argmax(filled[::-1]))
 
     def contains(coords: Axes) -> jax.Array:
         inside, index = True, []
@@ -146,7 +151,7 @@ def mask(mask: jax.Array, spacing_um: jax.Array) -> Foreground:
             index.append(jnp.clip(jnp.floor(x / spacing_um[d]).astype(jnp.int32), 0, mask.shape[d] - 1))
         return mask[tuple(index)] & inside
 
-    return Foreground(jnp.zeros_like(size), size, contains)
+    return Foreground(jnp.stack(low) * spacing_um, jnp.stack(high) * spacing_um, contains)
 
 
 def both(first: Foreground, second: Foreground) -> Foreground:

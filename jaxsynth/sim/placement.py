@@ -118,6 +118,8 @@ def layered_centres(
       from 0, and -1 for empty slots; overflow bool []: no slot was left, so that cells may be missing.
     """
     ndim = depth.values.ndim
+    # An organism too thin for its first layer has it in its middle.
+    first_um = jnp.minimum(0.5 * layer_um, 0.5 * jnp.maximum(jnp.max(depth.values), 0.0))
 
     def add(carry):
         number, below, centres, placed, layer, reach = carry
@@ -125,7 +127,7 @@ def layered_centres(
         apart_um = jnp.where(placed, reach, 0.5 * distance_um * factor)
         swing = jitter * number * factor * layer_um
         # Never above half of the first layer, whatever the jitter.
-        source = sources.near_surface(depth, jnp.maximum(below - swing, 0.25 * layer_um), below + swing)
+        source = sources.near_surface(depth, jnp.maximum(below - swing, 0.5 * first_um), below + swing)
         here = keys.stream(key, "layer", number)
         new, filled = packing.place(here, source, closest * apart_um, ~placed, centres, placed, attempts=0)
 
@@ -146,7 +148,7 @@ def layered_centres(
         return (number < max_layers) & (below < jnp.max(depth.values)) & ~jnp.all(placed)
 
     empty = jnp.zeros(capacity)
-    start = (jnp.int32(0), 0.5 * layer_um, jnp.zeros((capacity, ndim)), empty > 0, jnp.full(capacity, -1), empty)
+    start = (jnp.int32(0), first_um, jnp.zeros((capacity, ndim)), empty > 0, jnp.full(capacity, -1), empty)
     _, _, centres, placed, layer, _ = jax.lax.while_loop(unfinished, add, start)
     order = jnp.argsort(jnp.where(placed, layer, max_layers), stable=True)
     return centres[order], placed[order], layer[order], jnp.all(placed)

@@ -35,7 +35,7 @@ def arabidopsis(key, num_cells, site, given) -> Specimen:
     distance_um = 23 * 0.22
     depth = foregrounds.depth_field(organism)
     places = _places(key, num_cells, site, given, depth, distance_um, shrink=1 / 0.9)
-    return _tissue(key, site, given, organism, depth, places, distance_um)
+    return _tissue(key, num_cells, site, given, organism, depth, places, distance_um)
 
 
 def drosophila(key, num_cells, site, given) -> Specimen:
@@ -48,7 +48,7 @@ def drosophila(key, num_cells, site, given) -> Specimen:
     # Rings are counted from the outer surface; the inner one is no surface to start from.
     depth = foregrounds.depth_field(region(site, given, foregrounds.hollow_egg(site.size_um, shrink=1.0)))
     places = _places(key, num_cells, site, given, depth, distance_um, max_layers=2)
-    return _tissue(key, site, given, egg, depth, places, distance_um)
+    return _tissue(key, num_cells, site, given, egg, depth, places, distance_um)
 
 
 def _places(key, num_cells, site: Site, given: Given, depth, distance_um, **layers):
@@ -61,7 +61,7 @@ def _places(key, num_cells, site: Site, given: Given, depth, distance_um, **laye
     return centres, placed, short
 
 
-def _tissue(key, site: Site, given: Given, organism, depth, places, distance_um) -> Specimen:
+def _tissue(key, num_cells, site: Site, given: Given, organism, depth, places, distance_um) -> Specimen:
     """Cells about their places: a weighted Voronoi partition, membranes, and a nucleus in each."""
     spacing_um = jnp.asarray(site.spacing_um, jnp.float32)
     centres, placed, short = places
@@ -89,7 +89,8 @@ def _tissue(key, site: Site, given: Given, organism, depth, places, distance_um)
     return Specimen(
         labels=interiors.labels,
         brightness=jnp.concatenate([jnp.zeros(1), brightness]),
-        num_asked=interiors.kept + interiors.lost,
+        # The user's cells all count, also those without a voxel in the organism.
+        num_asked=interiors.kept + interiors.lost if given.centres_um is None else jnp.asarray(num_cells, jnp.int32),
         num_placed=interiors.kept,
         crowded=crowded | full,
         short=short,

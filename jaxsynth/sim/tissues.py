@@ -133,6 +133,13 @@ def check(recipe: Recipe, shape: tuple[int, ...], spacing_um: tuple[float, ...] 
         raise InputError(
             f"spacing_um: expected {len(shape)} positive numbers, one per axis of the shape; got {tuple(spacing_um)}"
         )
+    if spacing_um is not None and recipe.extent == "map":
+        own = default_spacing(recipe, shape)
+        if not all(math.isclose(a, b, rel_tol=1e-3) for a, b in zip(spacing_um[1:], own[1:], strict=True)):
+            plane = ", ".join(f"{step:.4g}" for step in own[1:])
+            raise InputError(
+                f"spacing_um: recipe {recipe.name} shows all of its map; at shape {tuple(shape)} voxels are {plane} um"
+            )
 
 
 def num_cells_range(recipe: Recipe, shape: tuple[int, ...], spacing_um: tuple[float, ...]) -> tuple[int, int]:
@@ -211,7 +218,7 @@ def simulate(
       num_cells: how many cells to place, cut ones at the edge included; drawn from `num_range` where None.
       num_range: least and most cells; `num_cells_range` where None.
       overlap: share in [0, 1) by which cells may come closer than touching, as in projections of thick tissue; above 0
-        the labels are [4, *S].
+        the labels are [M, *S], see `Specimen`.
       given: what the user brings. With centres, all of them are cells, unless `num_cells` is given.
 
     Returns:
@@ -237,7 +244,7 @@ def simulate(
         site = more_room(site, bool(made.crowded), bool(made.short))
         made = _simulate(key, count, given, recipe=recipe, site=site, num_range=num_range)
     asked, placed = int(made.num_asked), int(made.num_placed)
-    if placed < asked:
+    if placed < asked or (not placed and recipe.num_cells is None):
         logging.getLogger(__name__).warning(
             "recipe %s at shape %s: no room for all cells, placed %d of %d cells", recipe.name, shape, placed, asked
         )

@@ -1,5 +1,7 @@
 """What is shown of a specimen: its sketch, the light it sends out, and maps of its labels."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -86,7 +88,10 @@ def boundary(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
 
 def signed_distance(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
     """`membranes.signed_distance_um`: float32 [*S], micrometres, positive within cells."""
-    return membranes.signed_distance_um(_nearest(made, spacing_um), spacing_um)
+    labels = _nearest(made, spacing_um)
+    # Where there are no cells at all, as far as the volume reaches.
+    farthest = math.hypot(*(size * step for size, step in zip(labels.shape, spacing_um, strict=True)))
+    return membranes.signed_distance_um(labels, spacing_um, farthest)
 
 
 def seeds(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:

@@ -200,8 +200,8 @@ def test_depth_of_a_mask_is_that_below_its_voxels_faces():
     mask = jnp.zeros((12, 20), bool).at[3:9, 4:16].set(True)
     depth = jax.jit(lambda: foregrounds.depth_field(foregrounds.mask(mask, jnp.array([2.0, 1.0]))))()
     # Faces at y = 6 and 18, x = 4 and 16 micrometres.
-    at = jnp.array([[9.0, 10.0], [7.0, 10.0], [12.0, 5.0], [12.0, 1.0], [6.0, 10.0]])
-    np.testing.assert_allclose(foregrounds.depth_um(depth, at), [3, 1, 1, -3, 0], atol=0.03)
+    at = jnp.array([[9.0, 10.0], [7.0, 10.0], [12.0, 5.0], [12.0, 3.8], [6.0, 10.0]])
+    np.testing.assert_allclose(foregrounds.depth_um(depth, at), [3, 1, 1, -0.2, 0], atol=0.03)
 
 
 def test_a_foreground_without_a_surface_has_finite_depth():

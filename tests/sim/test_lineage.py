@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsynth.records import Cells
-from jaxsynth.sim import grid, lineage, placement
+from jaxsynth.sim import foregrounds, grid, lineage
 
 CAPACITY = 160
 SIZE = (400.0, 400.0)
@@ -36,7 +36,8 @@ def simulator(num_frames=25, capacity=CAPACITY, closed=False):
     """(key, first, size_um, keyword arguments) -> Lineage, compiled once per form."""
 
     def run(key, first, size_um, rates):
-        contains = placement.ellipsoid(size_um / 2, 0.4 * size_um).contains if closed else None
+        body = foregrounds.ellipsoid(size_um / 2, 0.4 * size_um)
+        contains = (lambda points_um: body.contains(tuple(points_um.T))) if closed else None
         return lineage.simulate_lineage(key, first, size_um, num_frames, capacity, contains=contains, **rates)
 
     return jax.jit(run)

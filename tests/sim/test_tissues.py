@@ -279,3 +279,19 @@ def test_number_of_cells_grows_with_the_field_but_not_with_an_organism():
 def test_mistakes_are_named(arguments, more, text):
     with pytest.raises(InputError, match=text):
         tissues.simulate(jax.random.key(0), *arguments, **more)
+
+
+def test_map_is_drawn_in_its_own_voxels_only():
+    """Another voxel size would change nothing but what the files state."""
+    with pytest.raises(InputError, match=r"tribolium shows all of its map; at shape \(5, 245, 170\)"):
+        tissues.simulate(jax.random.key(0), "tribolium", SMALL["tribolium"], (1.0, 1.0, 1.0))
+
+
+def test_users_centres_all_count(caplog):
+    """Two of three centres in a corner, where there is no plant."""
+    points = jnp.asarray([[10.0, 12.0, 13.0], [0.5, 0.5, 0.5], [0.6, 0.6, 0.5]])
+    specimen = tissues.simulate(
+        jax.random.key(0), "arabidopsis", SMALL["arabidopsis"], SPACING["arabidopsis"], given=Given(centres_um=points)
+    )
+    assert specimen.num_asked == 3 and int(specimen.num_placed) == len(np.unique(specimen.labels)) - 1 < 3
+    assert "of 3 cells" in caplog.text
