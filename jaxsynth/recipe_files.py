@@ -6,8 +6,6 @@ from pathlib import Path
 from jaxsynth import centre_files, outputs, specimens
 from jaxsynth.errors import InputError
 
-SURFACES = ("embryo_elongated",)  # recipes whose cells lie below a surface
-
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -134,7 +132,7 @@ def read_given(args, plan: specimens.Specimens):
     if (args.mask or args.shape_model) and found.extent == "map":
         flag = "--mask" if args.mask else "--shape_model"
         raise InputError(f"{flag}: recipe {plan.recipe} is a map of a surface of its own")
-    if args.clustering is not None and (found.populate is None or found.extent == "map" or found.name in SURFACES):
+    if args.clustering is not None and not found.clusters:
         raise InputError(f"--clustering: recipe {plan.recipe} has a way of its own to place its cells")
     given = tissues.NOTHING._replace(clustering=args.clustering)
     told = {"mask": None, "shape_model": None, "clustering": args.clustering}

@@ -2,7 +2,6 @@
 keys."""
 
 import functools
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -160,17 +159,14 @@ def drawer(
         site = tissues.make_site(recipe, plan.shape, plan.drawn_at_um, most, plan.overlap)
         # Room that one specimen needed the others will need, and the list's length does not change what is drawn.
         site = replace(site, per_block=min(max(per_block, site.per_block), site.max_cells))
-        while True:
+
+        def at(site):
             drawn = _draw(key, jnp.int32(-1 if count is None else count), given, psf, model,
                           recipe=recipe, site=site, num_range=num_range, wanted=wanted)  # fmt: skip
-            crowded, short = bool(drawn.specimen.crowded), bool(drawn.specimen.short)
-            if not (crowded or short):
-                break
-            site = tissues.more_room(site, crowded, short)
+            return drawn, drawn.specimen
+
+        drawn, site = tissues.with_room(at, site, name, recipe)
         per_block = max(per_block, site.per_block)
-        asked, placed = int(drawn.specimen.num_asked), int(drawn.specimen.num_placed)
-        if placed < asked or (not placed and recipe.num_cells is None):
-            logging.getLogger(__name__).warning("%s: no room for all cells, placed %d of %d", name, placed, asked)
         return drawn
 
     return draw

@@ -17,33 +17,6 @@ from jaxsynth.sim import deform, grid
 from jaxsynth.sim.sketch import blur, decay
 
 
-def render(
-    key: jax.Array,
-    labels: jax.Array,
-    brightness: jax.Array,
-    spacing_um: tuple[float, ...],
-    *,
-    dimmest: float = 0.15,
-    grain_um: float = 1.2,
-    contrast: float = 0.3,
-    nucleoli: float = 0.5,
-    **optics,
-) -> jax.Array:
-    """A fluorescence image of labelled nuclei.
-
-    Args:
-      key, labels, brightness, spacing_um, dimmest, grain_um, contrast, nucleoli: as in `light`.
-      optics: as in `image`; out-of-focus light spreads over 12 grains unless `haze_um` is given.
-
-    Returns:
-      float32 [*S], camera counts, not below 0. With the defaults cells lie below 3000 counts, background near 130.
-    """
-    emitted = light(
-        key, labels, brightness, spacing_um, dimmest=dimmest, grain_um=grain_um, contrast=contrast, nucleoli=nucleoli
-    )
-    return image(key, emitted, spacing_um, **{"haze_um": 12 * grain_um, **optics})
-
-
 def light(
     key: jax.Array,
     labels: jax.Array,

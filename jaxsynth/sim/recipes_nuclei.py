@@ -110,9 +110,8 @@ def tribolium(key, num_cells, site, given) -> Population:
     rotation = jnp.broadcast_to(jnp.eye(3), (site.max_cells, 3, 3))
     centre = jnp.full(3, radius)
     surface = foregrounds.ellipsoid(centre, radius * stretch)
-    depth = foregrounds.depth_field(surface)
-    centres, placed, overflow = placement.surface_centres(
-        keys.stream(key, "centres"), depth, 0.0, 0.0, radii, num_cells
+    centres, placed, overflow = placement.shell_centres(
+        keys.stream(key, "centres"), centre, radius * stretch, 0.999, radii, num_cells
     )
     cells = collect(key, site, given, centres, jnp.tile(radii[:, None], 3), rotation, placed, overflow)
     projection = cartography.make_projection(centre, radius * stretch, site.shape, site.spacing_um)
@@ -178,3 +177,6 @@ def embryo_elongated(key, num_cells, site, given) -> Population:
     rotation = placement.align(keys.stream(key, "spin"), foregrounds.inward_normal(depth, centres))
     cells = collect(key, site, given, centres, radii_um, rotation, placed, overflow)
     return from_ellipsoids(key, cells, embryo)
+
+
+ON_SURFACES = (tribolium, embryo_elongated)  # recipes whose cells lie on or below a surface

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,11 @@ class Recipe:
     fills: int = 0
     bend: float = 0.0
     nucleoli: tuple[int, int] = (0, 0)
+
+    @property
+    def clusters(self) -> bool:
+        """Whether its cells may be put next to each other at will: not below a surface, nor all over an organism."""
+        return self.populate is not None and self.populate not in recipes_nuclei.ON_SURFACES
 
 
 def _nuclei(name, about, populate, *rest, **more) -> Recipe:
@@ -239,16 +245,35 @@ def simulate(
     num_range = num_range or num_cells_range(recipe, shape, spacing_um)
     site = make_site(recipe, shape, spacing_um, max(num_range[1], num_cells or 0), overlap)
     count = jnp.int32(-1 if num_cells is None else num_cells)
-    made = _simulate(key, count, given, recipe=recipe, site=site, num_range=num_range)
-    while bool(made.crowded) or bool(made.short):
-        site = more_room(site, bool(made.crowded), bool(made.short))
+
+    def draw(site: Site) -> tuple[Specimen, Specimen]:
         made = _simulate(key, count, given, recipe=recipe, site=site, num_range=num_range)
+        return made, made
+
+    return with_room(draw, site, f"recipe {recipe.name} at shape {shape}", recipe)[0]
+
+
+def with_room(draw: Callable[[Site], tuple[Any, Specimen]], site: Site, what: str, recipe: Recipe) -> tuple[Any, Site]:
+    """Draws with more and more room until there is enough, and warns once where cells found no place.
+
+    Args:
+      draw: site -> (result, the specimen in it); called outside jit.
+      site: to begin with.
+      what: is drawn, for the warning.
+
+    Returns:
+      The result, and the site that had room for it.
+    """
+    while True:
+        result, made = draw(site)
+        crowded, short = bool(made.crowded), bool(made.short)
+        if not (crowded or short):
+            break
+        site = more_room(site, crowded, short)
     asked, placed = int(made.num_asked), int(made.num_placed)
     if placed < asked or (not placed and recipe.num_cells is None):
-        logging.getLogger(__name__).warning(
-            "recipe %s at shape %s: no room for all cells, placed %d of %d cells", recipe.name, shape, placed, asked
-        )
-    return made
+        logging.getLogger(__name__).warning("%s: no room for all cells, placed %d of %d cells", what, placed, asked)
+    return result, site
 
 
 def more_room(site: Site, crowded: bool, short: bool) -> Site:
@@ -270,6 +295,12 @@ def _check_choices(recipe, shape, num_cells, overlap, given) -> None:
         raise InputError(f"num_cells: recipe {recipe.name} fills its organism with cells of one size; leave it out")
     if not 0 <= overlap < 1:
         raise InputError(f"overlap: expected a share in [0, 1); got {overlap}")
+    if given.mask is not None and given.organism is not None:
+        raise InputError("mask, organism: both say where cells may be; give one of the two")
+    if given.clustering is not None and (given.centres_um is not None or not recipe.clusters):
+        raise InputError(
+            f"clustering: recipe {recipe.name} has a way of its own to place its cells, or centres are given"
+        )
     if overlap and (recipe.populate is None or recipe.extent != "field"):
         raise InputError(f"overlap: goes with fields of nuclei, not with recipe {recipe.name}")
     if given.mask is not None and given.mask.shape != shape:

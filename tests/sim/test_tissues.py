@@ -295,3 +295,17 @@ def test_users_centres_all_count(caplog):
     )
     assert specimen.num_asked == 3 and int(specimen.num_placed) == len(np.unique(specimen.labels)) - 1 < 3
     assert "of 3 cells" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "text"),
+    [
+        ("tribolium", Given(clustering=0.5), "clustering: recipe tribolium has a way of its own"),
+        ("arabidopsis", Given(clustering=0.5), "clustering: recipe arabidopsis"),
+        ("danio", Given(clustering=0.5, centres_um=jnp.ones((2, 3))), "or centres are given"),
+        ("danio", Given(mask=jnp.ones((24, 48, 56), bool), organism=jnp.ones((9, 9))), "give one of the two"),
+    ],
+)
+def test_choices_that_do_not_apply_are_named(name, given, text):
+    with pytest.raises(InputError, match=text):
+        tissues.simulate(jax.random.key(0), name, SMALL[name], given=given)
