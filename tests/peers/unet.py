@@ -16,7 +16,7 @@ _INSTANCE = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 
 class TimeEmbedding(nn.Module):
     def forward(self, t):
-        frequencies = torch.exp(torch.arange(64) * (-math.log(10000.0) / 63))
+        frequencies = torch.exp(torch.arange(64, device=t.device) * (-math.log(10000.0) / 63))
         angles = t.float()[:, None] * frequencies[None]
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 

@@ -1,0 +1,195 @@
+"""Weights from PyTorch's files and back, without PyTorch: files are written by jaxsynth.data.torch_files."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from jaxsynth import checkpoint, convert
+from jaxsynth.data import torch_files, volumes
+from jaxsynth.errors import InputError
+from jaxsynth.nn import published
+from jaxsynth.nn.unet import UNet
+
+
+def state_of(rank=2, in_channels=2, norm="instance", features=2, out_channels=1):
+    """A network's weights under the published names, with the prefix."""
+    net = UNet(features=features, norm=norm, out_channels=out_channels)
+    x, t = np.zeros((1, *(8,) * rank, in_channels), np.float32), np.zeros(1, np.int32)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x, t)["params"]
+    rng = np.random.default_rng(rank)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    return {f"network.{name}": array for name, array in published.from_params(params).items()}
+
+
+def run(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["convert", *map(str, words)])
+    convert._main()
+
+
+def fails(monkeypatch, *words):
+    """The one line that the command says."""
+    with pytest.raises(InputError) as caught:
+        run(monkeypatch, *words)
+    return str(caught.value)
+
+
+def test_names_and_shapes_are_the_published():
+    state = state_of(3, features=16)
+    assert state["network.c1.0.weight"].shape == (8, 2, 3, 3, 3)
+    assert state["network.c1.1.weight"].shape == (8,)
+    assert state["network.d1.0.weight"].shape == (16, 16, 4, 4, 4)
+    assert state["network.u1.0.weight"].shape == (128, 128, 1, 1, 1)
+    assert state["network.t2.1.weight"].shape == (32, 128)
+    assert state["network.out.6.weight"].shape == (1, 16, 1, 1, 1)
+    # A convolution or linear layer has two arrays, a PReLU one: c1 to c7 and out, out's last, d and u, t1 to t7.
+    assert len(state) == 8 * 6 + 2 + 6 * 3 + 7 * 5
+
+
+@pytest.mark.parametrize("rank, in_channels, norm", [(2, 2, "instance"), (3, 1, "group")])
+def test_there_and_back(tmp_path, monkeypatch, capsys, rank, in_channels, norm):
+    state = state_of(rank, in_channels, norm)
+    # Whatever else Lightning keeps.
+    torch_files.write(tmp_path / "a.ckpt", {"state_dict": state, "global_step": 70, "epoch": 5, "callbacks": {}})
+    run(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run")
+    assert "float32 in [0, 1]" in capsys.readouterr().out
+    assert checkpoint.find(tmp_path / "run").name == "70"
+    metadata = checkpoint.read_metadata(tmp_path / "run")
+    model, diffusion, intensity = metadata["config"]["model"], metadata["config"]["diffusion"], metadata["intensity"]
+    assert len(metadata["config"]["data"]["patch"]) == rank
+    assert (model["norm"], model["features"], model["noise_channel"]) == (norm, 2, in_channels == 2)
+    assert (diffusion["schedule"], diffusion["beta_min"]) == ("cosine", 1e-4)
+    assert (intensity["dtype"], intensity["low"], intensity["high"]) == ("float32", 0, 1)
+
+    run(monkeypatch, tmp_path / "run", "--out", tmp_path / "deep" / "b.pt")
+    assert ("norm group" in capsys.readouterr().out) == (norm == "group")
+    back = torch_files.read(tmp_path / "deep" / "b.pt")
+    assert back["global_step"] == 70 and back["state_dict"].keys() == state.keys()
+    for name, array in state.items():
+        np.testing.assert_array_equal(back["state_dict"][name], array)
+
+
+def test_what_our_own_files_tell_is_kept(tmp_path, monkeypatch, capsys):
+    """Schedule, prediction and the images' range survive a file, the published defaults do not replace them."""
+    torch_files.write(tmp_path / "a.ckpt", {"state_dict": state_of()})
+    run(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--schedule", "linear", "--norm", "none")
+    metadata = checkpoint.read_metadata(tmp_path / "run")
+    metadata["config"]["diffusion"]["prediction"] = "v"
+    metadata["intensity"] |= {"method": "asinh", "dtype": "uint16", "high": 900.0}
+    content = {"state_dict": state_of(), convert.OURS: json.dumps(metadata)}
+    torch_files.write(tmp_path / "b.ckpt", content)
+    run(monkeypatch, tmp_path / "b.ckpt", "--out", tmp_path / "again")
+    assert checkpoint.read_metadata(tmp_path / "again") == metadata
+    assert metadata["config"]["diffusion"]["schedule"] == "linear" and metadata["config"]["model"]["norm"] == "none"
+    capsys.readouterr()
+    run(monkeypatch, tmp_path / "again", "--out", tmp_path / "c.pt", "--step", "latest")
+    assert json.loads(torch_files.read(tmp_path / "c.pt")[convert.OURS]) == metadata
+    said = capsys.readouterr().out
+    assert "prediction v" in said and "normalization asinh" in said
+
+
+def test_images_tell_range_and_voxel_size(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    for i in range(2):
+        image = np.random.default_rng(i).normal(60, 5, (40, 48))
+        image[10:25, 12:30] += 90
+        volumes.write(tmp_path / "real" / f"{i}.tif", image.astype(np.uint8), spacing_um=(0.5, 0.5))
+    torch_files.write(tmp_path / "a.ckpt", state_of())
+    run(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--images", tmp_path / "real")
+    metadata = checkpoint.read_metadata(tmp_path / "run")
+    assert metadata["intensity"]["dtype"] == "uint8" and metadata["intensity"]["high"] > 150
+    assert metadata["spacing_um"] == [0.5, 0.5] and metadata["num_files"] == 2 and metadata["cells"]["num_cells"] == 1
+
+    torch_files.write(tmp_path / "b.ckpt", state_of(3))
+    message = fails(monkeypatch, tmp_path / "b.ckpt", "--out", tmp_path / "no", "--images", tmp_path / "real")
+    assert "images are 2D, the network is 3D" in message
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.network.", "network.module.", "network._orig_mod."])
+def test_bare_and_wrapped_names(tmp_path, prefix):
+    state = {name.replace("network.", prefix): array for name, array in state_of().items()}
+    named = convert._state_dict(tmp_path, state)
+    assert named.keys() == {name.removeprefix("network.") for name in state_of()}
+
+
+def test_half_precision_becomes_single():
+    state = {name.removeprefix("network."): array.astype(np.float16) for name, array in state_of().items()}
+    params = published.to_params(state, published.to_params(state, _like(state)))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"float32"}
+    np.testing.assert_array_equal(params["t1"]["linear_1"]["kernel"], state["t1.1.weight"].T)
+
+
+def _like(state):
+    found = published.describe(state)
+    x = np.zeros((1, *(8,) * found.rank, found.in_channels), np.float32)
+    return jax.eval_shape(UNet(features=found.features).init, jax.random.key(0), x, np.zeros(1, np.int32))["params"]
+
+
+def changed(**arrays):
+    """The state with some entries put in, replaced, or (None) taken out; dots are written as two underscores."""
+    state = state_of() | {f"network.{name.replace('__', '.')}": array for name, array in arrays.items()}
+    return {name: array for name, array in state.items() if array is not None}
+
+
+def zeros(*shape):
+    return np.zeros(shape, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"weights": 3}, "holds no state_dict"),
+        ({"state_dict": {"network.c1.0.weight": "x"}}, "holds no state_dict"),
+        ({"state_dict": {"generator.conv.weight": zeros(3, 3)}}, "not the published diffusion denoiser: c1.0.weight"),
+        (changed(c1__0__weight=zeros(1, 4, 3, 3)), "4 input channels"),
+        (changed(t1__1__weight=None, t1__1__bias=None), "lacks t1.1.bias and 1 more"),
+        (changed(c9__0__weight=zeros(1)), "unexpected c9.0.weight"),
+        (
+            changed(c5__0__weight=zeros(16, 10, 3, 3)),
+            "c5.0.weight is float32 (16, 10, 3, 3), expected float32 (16, 12, 3, 3)",
+        ),
+        (changed(c1__2__running_mean=zeros(1)), "batch norm"),
+        (changed(c1__1__weight=np.full(1, np.nan, np.float32)), "NaN"),
+        (changed(c1__1__weight=np.zeros(1, np.int64)), "c1.1.weight is int64"),
+        (state_of(out_channels=3), "out.6.bias is float32 (3,), expected float32 (1,)"),
+        (state_of() | {convert.OURS: "{}"}, "damaged"),
+        (state_of() | {convert.OURS: json.dumps({"config": {}})}, "damaged"),
+    ],
+)
+def test_other_networks_are_named(tmp_path, monkeypatch, content, message):
+    torch_files.write(tmp_path / "a.ckpt", content)
+    said = fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run")
+    assert message in said and str(tmp_path / "a.ckpt") in said and "\n" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_arguments_that_make_no_sense(tmp_path, monkeypatch):
+    torch_files.write(tmp_path / "a.ckpt", state_of())
+    assert "no such file" in fails(monkeypatch, tmp_path / "none.ckpt", "--out", tmp_path / "run")
+    assert "is a file" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "a.ckpt")
+    assert "norm" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--norm", "batch")
+    assert "nosuch" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--schedule", "nosuch")
+    assert "--step" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--step", "3")
+    assert "no checkpoint" in fails(monkeypatch, tmp_path, "--out", tmp_path / "b.pt")
+    assert "--norm" in fails(monkeypatch, tmp_path, "--out", tmp_path / "b.pt", "--norm", "none")
+    assert ".ckpt" in fails(monkeypatch, tmp_path, "--out", tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+
+    run(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run")
+    assert "holds a run already" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run")
+
+
+def test_every_key_is_one_of_the_configuration():
+    """So that a converted run can be trained on: what `train` compares has the same keys and types."""
+    known = common.get_config()
+    for section, values in convert.CONFIG.items():
+        for name, value in values.items() if isinstance(values, dict) else ():
+            assert type(known[section][name]) is type(value), f"{section}.{name}"
+    for section in ("model", "diffusion"):
+        assert set(convert.CONFIG[section]) == set(known[section])
+    assert ConfigDict(convert.CONFIG).optim.name == known.optim.name
