@@ -96,7 +96,8 @@ def compare(args) -> dict:
 
 def spread(count: int, num: int) -> list[int]:
     """At most `num` of the indices 0..count-1, evenly spread, since neighbouring files are often alike."""
-    return sorted({round(i * (count - 1) / max(num - 1, 1)) for i in range(min(num, count))})
+    num = min(num, count)
+    return [round(i * (count - 1) / max(num - 1, 1)) for i in range(num)]
 
 
 def _table(statistics: dict) -> list[list[str]]:

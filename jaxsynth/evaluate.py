@@ -4,9 +4,10 @@
     python -m jaxsynth.evaluate --real FOLDER --synthetic runs/mine/dataset --paired
     python -m jaxsynth.evaluate --labels --real MASKS --synthetic sim/hela --spacing_um 0.645,0.645
 
-As sets: histogram distances (KLD, Bhattacharyya), spectra, background noise, texture and brightness, with one half
-of the real images against the other as the yardstick. With --paired, files of equal name show the same cells, and
-PSNR, SSIM, MAE, NRMSE and ZNCC are taken of each pair too. OUT gets evaluation.json, evaluation.png, overview.png.
+As sets: histogram distances (KLD, Bhattacharyya), Frechet distance of local features, spectra, background noise,
+texture and brightness, with one half of the real images against the other as the yardstick. With --paired, files of
+equal name show the same cells, and PSNR, SSIM, MAE, NRMSE and ZNCC are taken of each pair too. OUT gets
+evaluation.json, evaluation.png, overview.png.
 
 With --labels, label images: size, elongation, solidity, nearest neighbour, density of the cells, by Wasserstein and
 Kolmogorov-Smirnov distance, the halves of the real ones as the yardstick. OUT gets metrics.json, distributions.png.
@@ -14,7 +15,7 @@ Kolmogorov-Smirnov distance, the halves of the real ones as the yardstick. OUT g
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxsynth import cli
@@ -22,7 +23,6 @@ from jaxsynth import manifest as manifests
 from jaxsynth.compare_labels import spread
 from jaxsynth.errors import InputError
 
-NUM_BINS = 100
 ROWS = 4  # of the overview
 
 
@@ -79,10 +79,8 @@ def evaluate(args) -> dict:
     import jax
     import numpy as np
 
-    from jaxsynth import __version__, figures
-    from jaxsynth.data import intensity as intensities
+    from jaxsynth import __version__, compare_images, figures
     from jaxsynth.data import volumes
-    from jaxsynth.metrics import distribution
 
     folder = Path(args.synthetic)
     images = folder / "images" if (folder / "images").is_dir() else folder
@@ -102,53 +100,22 @@ def evaluate(args) -> dict:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file, expected a folder")
 
-    # Histograms and spectra are taken where the noise of dim and bright voxels is alike, on the real set's scale.
-    scale = intensities.fit(lambda: volumes.each(real_all), "asinh")
-    edges = scale.background + scale.scale * np.sinh(
-        np.linspace(
-            *(np.arcsinh((end - scale.background) / scale.scale) for end in (scale.low, scale.high)), NUM_BINS + 1
-        )
+    ruler = compare_images.fit(
+        lambda: volumes.each(real_all), lambda: volumes.each(real), (*real_all.shapes, *synthetic.shapes)
     )
-    if real.dtype.kind in "iu":
-        first, last = np.iinfo(real.dtype).min, np.iinfo(real.dtype).max
-        used = sum(np.bincount(image.ravel().astype(np.int64) - first, minlength=last - first + 1)
-                   for image in volumes.each(real))  # fmt: skip
-        edges = distribution.snap(edges, distribution.grey_levels(used, first))
-
-    # Small images have fewer frequencies.
-    sizes = [max(shape) for shape in (*real_all.shapes, *synthetic.shapes)]
-    num_frequencies = max(4, min(32, min(sizes) // 2))
-
-    def measure(each: Callable[[], Iterator]) -> dict:
-        counts, spectra, numbers = 0, [], []
-        for image in each():
-            counts = counts + distribution.histogram(image, edges)
-            spectra.append(distribution.spectrum(intensities.normalise(image, scale), num_frequencies))
-            numbers.append(distribution.statistics(image))
-        means = {name: float(np.mean([row[name] for row in numbers])) for name in numbers[0]}
-        return {"counts": counts, "spectrum": np.nanmean(spectra, axis=0), "statistics": means}
-
-    measured = {"real": measure(lambda: volumes.each(real)), "synthetic": measure(lambda: volumes.each(synthetic))}
+    rows = {name: [compare_images.measure(image, ruler) for image in volumes.each(images)]
+            for name, images in (("real", real), ("synthetic", synthetic))}  # fmt: skip
     drawn = _sketches(folder, [path.stem for path in synthetic.paths])
     if drawn:
-        measured["sketch"] = measure(lambda: (read() for read in drawn))
+        rows["sketch"] = [compare_images.measure(read(), ruler) for read in drawn]
+    measured = {name: compare_images.pool(row) for name, row in rows.items()}
+    distances = {name: compare_images.distances(measured["real"], row, measured["real"])
+                 for name, row in measured.items() if name != "real"}  # fmt: skip
     half = len(real.paths) // 2
     if half:
-        first = measure(lambda: volumes.each(volumes.subset(real, range(half))))
-        measured["real, other half"] = measure(lambda: volumes.each(volumes.subset(real, range(half, len(real.paths)))))
-
-    def compare(one: dict, other: dict) -> dict:
-        return {
-            "kld": distribution.kld(one["counts"], other["counts"]),
-            "bhattacharyya": distribution.bhattacharyya(one["counts"], other["counts"]),
-            "spectral_distance_db": distribution.spectral_distance(one["spectrum"], other["spectrum"]),
-        }
-
-    distances = {
-        name: compare(measured["real"], measured[name]) for name in ("synthetic", "sketch") if name in measured
-    }
-    if half:
-        distances["real, other half"] = compare(first, measured["real, other half"])
+        first = compare_images.pool(rows["real"][:half])
+        measured["real, other half"] = compare_images.pool(rows["real"][half:])
+        distances["real, other half"] = compare_images.distances(first, measured["real, other half"], measured["real"])
     result = {
         "arguments": vars(args),
         "versions": {"jaxsynth": __version__, "jax": jax.__version__, "numpy": np.__version__},
@@ -158,10 +125,10 @@ def evaluate(args) -> dict:
         "statistics": {name: row["statistics"] for name, row in measured.items() if name != "real, other half"},
     }
     if pairs:
-        result["paired"] = _paired(real, synthetic, scale)
+        result["paired"] = _paired(real, synthetic, ruler)
     manifests.make_folders(out, ("",))
-    manifests.write_json(out / "evaluation.json", _finite(result))
-    _draw(figures, out, folder, real, synthetic, measured, result, edges, scale, bool(pairs))
+    manifests.write_json(out / "evaluation.json", compare_images.finite(result))
+    _draw(figures, out, folder, real, synthetic, measured, result, ruler, bool(pairs))
     _report(result)
     print(f"written: {out / 'evaluation.json'}, {out / 'evaluation.png'}, {out / 'overview.png'}")
     return result
@@ -187,30 +154,20 @@ def _pairs(real, synthetic) -> list[tuple[int, int]]:
     return pairs
 
 
-def _paired(real, synthetic, scale) -> dict:
-    """Scores of every pair, with mean and standard deviation.
-
-    As in the papers, images are scaled to [0, 1] by the real set's minimum and maximum. Where nearly all voxels are
-    dark that measures the few bright ones, so PSNR and ZNCC are also given on the variance-stabilised scale.
-    """
+def _paired(real, synthetic, ruler) -> dict:
+    """Scores of every pair (`compare_images.pair`), with mean and standard deviation."""
     import numpy as np
 
-    from jaxsynth.data import intensity as intensities
+    from jaxsynth import compare_images
     from jaxsynth.data import volumes
-    from jaxsynth.metrics import image as metrics
 
-    low = min(float(image.min()) for image in volumes.each(real))
-    high = max(float(image.max()) for image in volumes.each(real))
-    rows = []
-    for path, one, other in zip(synthetic.paths, volumes.each(real), volumes.each(synthetic), strict=True):
-        x, y = ((image.astype(np.float32) - low) / (high - low) for image in (one, other))
-        stable = [(intensities.normalise(image, scale) + 1) / 2 for image in (one, other)]
-        row = {name: getattr(metrics, name)(x, y, data_range=1.0) for name in ("psnr", "ssim", "mae", "nrmse", "zncc")}
-        row |= {f"{name}_asinh": getattr(metrics, name)(*stable, data_range=1.0) for name in ("psnr", "ssim", "zncc")}
-        rows.append({"name": path.name, **{name: float(value) for name, value in row.items()}})
+    rows = [
+        {"name": path.name, **compare_images.pair(one, other, ruler)}
+        for path, one, other in zip(synthetic.paths, volumes.each(real), volumes.each(synthetic), strict=True)
+    ]
     names = [name for name in rows[0] if name != "name"]
     return {
-        "range": [low, high],
+        "range": [ruler.low, ruler.high],
         "mean": {name: float(np.mean([row[name] for row in rows])) for name in names},
         "sd": {name: float(np.std([row[name] for row in rows])) for name in names},
         "images": rows,
@@ -233,11 +190,13 @@ def _sketches(folder: Path, names: list[str]) -> list[Callable]:
     return [lambda file=file: intensities.denormalise(volumes.read(file), scale) for file in files]
 
 
-def _draw(figures, out, folder, real, synthetic, measured, result, edges, scale, paired) -> None:
+def _draw(figures, out, folder, real, synthetic, measured, result, ruler, paired) -> None:
     import numpy as np
 
     from jaxsynth.data import volumes
     from jaxsynth.metrics import distribution
+
+    scale, edges = ruler.scale, ruler.edges
 
     def stable(values):
         return np.arcsinh((np.asarray(values) - scale.background) / scale.scale)
@@ -273,15 +232,14 @@ def _draw(figures, out, folder, real, synthetic, measured, result, edges, scale,
 
 def _table(result: dict) -> list[list[str]]:
     """The numbers below the curves: distances, then what names a fault."""
+    from jaxsynth.compare_images import DISTANCES
+
     distances, statistics = result["distances_from_real"], result["statistics"]
     names = ["real", *(name for name in ("synthetic", "sketch", "real, other half") if name in distances)]
     rows = [["", *names]]
-    for key, title in (
-        ("kld", "KLD from real"),
-        ("bhattacharyya", "Bhattacharyya distance"),
-        ("spectral_distance_db", "spectral distance, dB"),
-    ):
-        rows.append([title, *(f"{distances[name][key]:.4f}" if name in distances else "" for name in names)])
+    for key, title in DISTANCES.items():
+        values = (distances.get(name, {}).get(key, math.nan) for name in names)
+        rows.append([title, *(f"{value:.4f}" if math.isfinite(value) else "" for value in values)])
     for key in ("background_level", "background_noise_sd", "background_noise_correlation", "texture_scale_vox",
                 "quantile_0.5", "quantile_0.95", "quantile_0.99"):  # fmt: skip
         values = (statistics.get(name, {}).get(key, math.nan) for name in names)
@@ -298,19 +256,11 @@ def _text(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _finite(tree):
-    """The same without what strict JSON cannot say: infinite and undefined numbers become null."""
-    if isinstance(tree, dict):
-        return {name: _finite(value) for name, value in tree.items()}
-    if isinstance(tree, list):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
-
-
 def _report(result: dict) -> None:
-    print(f"{'distance from real':<20} {'KLD':>8} {'BD':>8} {'spectrum dB':>12}")
+    print(f"{'distance from real':<20} {'KLD':>8} {'BD':>8} {'Frechet':>8} {'spectrum dB':>12}")
     for name, row in result["distances_from_real"].items():
-        print(f"{name:<20} {row['kld']:8.4f} {row['bhattacharyya']:8.4f} {row['spectral_distance_db']:12.2f}")
+        print(f"{name:<20} {row['kld']:8.4f} {row['bhattacharyya']:8.4f} {row['frechet']:8.3f} "
+              f"{row['spectral_distance_db']:12.2f}")  # fmt: skip
     columns = list(result["statistics"])
     print(f"{'':<28} " + " ".join(f"{name:>10}" for name in columns))
     for name in result["statistics"]["real"]:

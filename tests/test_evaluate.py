@@ -40,7 +40,9 @@ def test_equal_sets_have_no_distance(tmp_path, monkeypatch):
     evaluate(monkeypatch, "--real", real, "--synthetic", real, "--paired", "--out", tmp_path / "out")
     found = scores(tmp_path / "out")
     distances = found["distances_from_real"]
-    assert distances["synthetic"] == {"kld": 0.0, "bhattacharyya": 0.0, "spectral_distance_db": 0.0}
+    assert list(distances["synthetic"]) == ["kld", "bhattacharyya", "frechet", "spectral_distance_db"]
+    np.testing.assert_allclose(list(distances["synthetic"].values()), 0, atol=1e-9)
+    assert distances["real, other half"]["frechet"] > 0
     assert 0 < distances["real, other half"]["kld"] < 1
     assert found["statistics"]["real"] == found["statistics"]["synthetic"]
     assert found["paired"]["mean"]["mae"] == 0.0
@@ -71,6 +73,15 @@ def test_a_shift_is_farther_than_another_draw(tmp_path, monkeypatch):
     close, distant = (scores(tmp_path / name)["distances_from_real"]["synthetic"] for name in "ab")
     assert close["kld"] < 0.1 * distant["kld"]
     assert close["bhattacharyya"] < 0.1 * distant["bhattacharyya"]
+    assert close["frechet"] < 0.5 * distant["frechet"]
+
+
+def test_a_single_patch_has_no_frechet_distance_but_all_else(tmp_path, monkeypatch, capsys):
+    real = images(tmp_path / "real", 1)
+    evaluate(monkeypatch, "--real", real, "--synthetic", real, "--out", tmp_path / "out")
+    found = scores(tmp_path / "out")["distances_from_real"]["synthetic"]
+    assert found["frechet"] is None and found["kld"] == 0
+    assert "Frechet" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("shape", [(48, 56), (10, 40, 44)])
@@ -129,6 +140,8 @@ def test_real_images_against_themselves(real_data, tmp_path, monkeypatch):
     found = scores(tmp_path / "out")
     assert found["distances_from_real"]["synthetic"]["kld"] == 0
     assert 0 < found["distances_from_real"]["real, other half"]["bhattacharyya"] < 0.5
+    assert found["distances_from_real"]["synthetic"]["frechet"] < 1e-6
+    assert 0.1 < found["distances_from_real"]["real, other half"]["frechet"] < 50
 
 
 def masks(folder, count, shape=(60, 70), seed=0, radius=5.0, background=0, spacing_um=None):
