@@ -3,6 +3,7 @@
 Files are PNG, written aside and renamed, so that a picture is whole or not there.
 """
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -139,8 +140,8 @@ def curves(path: str | os.PathLike, panels: Sequence[Mapping], table: Sequence[S
     Args:
       path: the PNG.
       panels: each {"title", "x", "xlabel", "ylabel", "lines": {name: y}} and optionally "log": True for the vertical
-        axis and "ticks": (places, texts) for the horizontal one. Where x is one longer than y it holds the edges of
-        a histogram.
+        axis, "ticks": (places, texts) for the horizontal one, and "marks": {"x": value, "y": value}, dotted lines
+        across. Where x is one longer than y it holds the edges of a histogram.
       table: rows of equally many texts, the first being the columns' heads.
     """
     from matplotlib.lines import Line2D
@@ -155,7 +156,7 @@ def curves(path: str | os.PathLike, panels: Sequence[Mapping], table: Sequence[S
         left, low = column * (i % across), below + tall * (rows - 1 - i // across)
         box = ((left + 0.85) / width, (low + 0.65) / height, (column - 1.05) / width, 2.85 / height)
         axes = figure.add_axes(box)
-        spare = iter(SPARE)
+        spare = itertools.cycle(SPARE)
         floor = min((np.min(y[y > 0]) for y in map(np.asarray, panel["lines"].values()) if np.any(y > 0)), default=1.0)
         for name, y in panel["lines"].items():
             # A logarithmic axis shows an empty bin as a line that leaves the plot.
@@ -169,6 +170,9 @@ def curves(path: str | os.PathLike, panels: Sequence[Mapping], table: Sequence[S
         if panel.get("log"):
             axes.set_yscale("log")
             axes.set_ylim(bottom=floor / 1.5)
+        for axis, place in panel.get("marks", {}).items():
+            draw = axes.axvline if axis == "x" else axes.axhline
+            draw(place, color=FAINT, linewidth=1, linestyle=":")
         if "ticks" in panel:
             axes.set_xticks(*panel["ticks"])
         axes.set_title(panel["title"], loc="left", fontsize=12, color=INK, fontweight="bold")

@@ -94,3 +94,17 @@ def test_distributions_pass_over_what_is_empty(tmp_path):
     figures.distributions(tmp_path / "more.png", samples)
     one, more = (io.imread(tmp_path / f"{name}.png") for name in ("one", "more"))
     assert one.shape[1] == 2 * 560 and more.shape[1] == 3 * 560 and more.shape[0] == 800
+
+
+def test_curves_take_any_number_of_lines_and_marks(tmp_path):
+    panel = {"title": "t", "x": [0, 1, 2], "xlabel": "x", "ylabel": "y", "lines": {str(i): [i, 0, i] for i in range(9)}}
+    figures.curves(tmp_path / "plain.png", [panel])
+    figures.curves(tmp_path / "marked.png", [panel | {"marks": {"x": 1, "y": 4}}])
+    plain, marked = (io.imread(tmp_path / f"{name}.png").astype(int) for name in ("plain", "marked"))
+    assert plain.shape == marked.shape
+    changed = np.any(plain != marked, -1)
+    rows, columns = changed.sum(1), changed.sum(0)
+    # One dotted line down the middle of the axes and one across, at x 1 of 0..2 and y 4 of 0..8.
+    left, right = 0.85 * 100, (0.85 + 5.6 - 1.05) * 100
+    assert abs(np.argmax(columns) - (left + right) / 2) <= 2
+    assert abs(np.argmax(rows) - (4.0 - 0.65 - 2.85 / 2) * 100) <= 2
