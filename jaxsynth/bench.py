@@ -2,6 +2,7 @@
 
     python -m jaxsynth.bench --suite sim
     python -m jaxsynth.bench --suite sim --case celegans
+    python -m jaxsynth.bench --suite sample --peer torch
 
 Times are of the steady state, results left on the device: the median of several runs. compile_s is what a first call
 costs on top of that, without a compilation cache. peak_bytes is what the program holds at once: arguments, results and
@@ -11,6 +12,12 @@ peer_median_s / median_s. Every case runs in a process of its own.
 Suite sim makes labels and sketch of one specimen at the paper's size. Its case stream is a step of training on images
 of simulated specimens, with the keys steps_per_s and wait_share: the share of its time that the same step saves on a
 batch that is there already, below 0 where that is lost in the noise.
+
+Suite sample makes an image of a sketch with the default sampler from t_start 400: image_256, image_1024, volume
+(51 x 128 x 128) and volume_large (180 x 512 x 512; on a CPU one evaluation, multiplied); step_2d and step_3d are one
+evaluation of the published network. --peer torch runs the PyTorch twin of tests/peers in turns with it: 400 DDPM steps
+on every tile of the published tiling, each tile on its own; all but image_256 time single steps on single tiles and
+multiply, as peer_note says. overhead is evaluated voxels over the image's; peak_bytes, on a CPU, what the process grew.
 """
 
 import functools
@@ -27,7 +34,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from jaxsynth import cli
+from jaxsynth import bench_sample, cli
 from jaxsynth.errors import InputError
 
 KEYS = ("suite", "case", "shape", "num_cells", "device", "compile_s", "median_s", "voxels_per_s", "peak_bytes",
@@ -49,6 +56,7 @@ def _main() -> None:
     parser.add_argument(
         "--case", help=f"default: every one of {', '.join(case for cases in SUITES.values() for case in cases)}"
     )
+    parser.add_argument("--peer", help="torch: run the PyTorch twin on the same work (suite sample)")
     args = parser.parse_args()
     if args.suite not in (*SUITES, "all"):
         raise InputError(f"--suite: expected one of {', '.join(SUITES)}, all; got {args.suite!r}")
@@ -56,10 +64,14 @@ def _main() -> None:
     asked = [(suite, case) for suite, case in there if args.case in (None, case)]
     if not asked:
         raise InputError(f"--case: expected one of {', '.join(case for _, case in there)}; got {args.case!r}")
+    if args.peer and "sample" not in (suite for suite, _ in asked):
+        raise InputError(f"--peer: only suite sample can be run against a peer, got --suite {args.suite}")
+    bench_sample.check_peer(args.peer)
     rows = []
     for suite, case in asked:
+        peer = args.peer if suite == "sample" else None
         # Apart, as an accelerator reports the peak of a whole process, and programs compile faster beside their like.
-        found = measure(suite, case) if len(asked) == 1 else _apart(suite, case)
+        found = measure(suite, case, peer) if len(asked) == 1 else _apart(suite, case, peer)
         if found is not None:
             rows.append(found)
             print(json.dumps(found, allow_nan=False), flush=True)
@@ -68,9 +80,10 @@ def _main() -> None:
         sys.exit(1)
 
 
-def _apart(suite: str, case: str) -> dict | None:
+def _apart(suite: str, case: str, peer: str | None = None) -> dict | None:
     """The row of a case that runs in a process of its own; None where it failed, with its last words on stderr."""
     words = [sys.executable, "-m", "jaxsynth.bench", "--suite", suite, "--case", case]
+    words += ["--peer", peer] if peer else []
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         print(f"{suite} {case} failed with status {done.returncode}:\n{done.stderr}", file=sys.stderr)
@@ -78,33 +91,34 @@ def _apart(suite: str, case: str) -> dict | None:
     return json.loads(done.stdout)
 
 
-def measure(suite: str, case: str) -> dict:
-    """The row of a case: KEYS, and what the case adds."""
+def measure(suite: str, case: str, peer: str | None = None) -> dict:
+    """The row of a case: KEYS, and what the case adds; `peer` is one of bench_sample.PEERS."""
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)
     versions = {package: metadata.version(package) for package in ("jaxsynth", "jax", "jaxlib", "numpy")}
     versions["python"] = platform.python_version()
     row = dict.fromkeys(KEYS) | {"suite": suite, "case": case, "device": device(), "versions": versions}
-    row |= SUITES[suite][case]()
+    row |= SUITES[suite][case](**({"peer": peer} if peer else {}))
     row["voxels_per_s"] = math.prod(row["shape"]) / row["median_s"]
     row["ratio"] = row["peer_median_s"] and row["peer_median_s"] / row["median_s"]
     return row
 
 
 def table(rows: list[dict]) -> str:
-    """The rows as text, one line each below a heading."""
-    columns = ("case", "shape", "cells", "compile s", "median s", "Mvoxels/s", "peak MB", "ratio")
-    lines = [columns]
+    """The rows as text, one line each below a heading, without columns that would be empty; then the rows' notes."""
+    columns = {"cells": ("num_cells", 1), "evals": ("evaluations", 1), "overhead": ("overhead", 1),
+               "compile s": ("compile_s", 1), "median s": ("median_s", 1), "Mvoxels/s": ("voxels_per_s", 1e6),
+               "peak MB": ("peak_bytes", 1e6), "peer s": ("peer_median_s", 1), "ratio": ("ratio", 1)}  # fmt: skip
+    columns = {name: at for name, at in columns.items() if any(row.get(at[0]) is not None for row in rows)}
+    lines = [("case", "shape", *columns)]
     for row in rows:
-        numbers = (row["num_cells"], row["compile_s"], row["median_s"], row["voxels_per_s"] / 1e6,
-                   row["peak_bytes"] / 1e6, row["ratio"])  # fmt: skip
-        shape = " x ".join(map(str, row["shape"]))
-        lines.append((row["case"], shape, *("" if number is None else f"{number:.4g}" for number in numbers)))
+        numbers = [None if row.get(key) is None else f"{row[key] / unit:.4g}" for key, unit in columns.values()]
+        lines.append((row["case"], " x ".join(map(str, row["shape"])), *(number or "" for number in numbers)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    texts = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    notes = [(row["case"], who, row.get(key)) for row in rows for who, key in (("ours", "note"), ("peer", "peer_note"))]
+    return "\n".join(texts + [f"{case}, {who}: {note}" for case, who, note in notes if note])
 
 
 def device() -> str:
@@ -243,7 +257,15 @@ SUITES = {
         "drosophila": functools.partial(specimen, "drosophila", None),
         "embryo_elongated": functools.partial(specimen, "embryo_elongated", 200),
         "stream": functools.partial(training, "nuclei", (128, 128)),
-    }
+    },
+    "sample": {
+        "image_256": functools.partial(bench_sample.sketch_to_image, (256, 256), complete=True),
+        "image_1024": functools.partial(bench_sample.sketch_to_image, (1024, 1024)),
+        "volume": functools.partial(bench_sample.sketch_to_image, (51, 128, 128)),
+        "volume_large": functools.partial(bench_sample.sketch_to_image, (180, 512, 512), one_on_cpu=True, rounds=1),
+        "step_2d": functools.partial(bench_sample.evaluation, (256, 256)),
+        "step_3d": functools.partial(bench_sample.evaluation, (32, 128, 128)),
+    },
 }
 
 
