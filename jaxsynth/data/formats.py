@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -24,7 +23,6 @@ TIFF, HDF5 = (".tif", ".tiff"), (".h5", ".hdf5")
 SUFFIXES = (*TIFF, ".png", *HDF5)
 IMAGE_DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
 DEFAULT_DATASET = "data/image"
-BIG_BYTES = 3.9e9  # beyond it `write` makes a BigTIFF
 
 _UM = {"um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0}
 _UM |= {"pm": 1e-6, "å": 1e-4, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
@@ -35,7 +33,9 @@ _TAG_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 1
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
-def read(path: str | os.PathLike, *, channel: int | None = None, dataset: str | None = None) -> np.ndarray:
+def read(
+    path: str | os.PathLike, *, channel: int | None = None, dataset: str | None = None, mapped: bool = False
+) -> np.ndarray:
     """One channel of one file.
 
     Axes are taken from the file: YX; Z, or the unnamed page axis of a plain multi-page TIFF, as Z; axes of length 1
@@ -47,6 +47,7 @@ def read(path: str | os.PathLike, *, channel: int | None = None, dataset: str | 
       path: TIFF, PNG or HDF5 file.
       channel: which channel of a multi-channel or RGB file; may be 0 for a file with one channel.
       dataset: name of the HDF5 data set, by default `data/image`.
+      mapped: uncompressed TIFF is mapped into memory, read only, in place of being loaded.
 
     Returns:
       (Y, X) or (Z, Y, X); uint8, uint16, int16, float32 or float64 as in the file, native byte order.
@@ -55,7 +56,7 @@ def read(path: str | os.PathLike, *, channel: int | None = None, dataset: str | 
       InputError: the file is missing, empty, damaged, RGB or multi-channel with no `channel` given, or of another
         dtype or rank.
     """
-    array = _read(path, channel, dataset)
+    array = _read(path, channel, dataset, mapped)
     if array.dtype.name not in IMAGE_DTYPES:
         raise InputError(
             f"{path}: images of type {array.dtype} are not supported, expected one of {', '.join(IMAGE_DTYPES)}"
@@ -63,20 +64,24 @@ def read(path: str | os.PathLike, *, channel: int | None = None, dataset: str | 
     return array
 
 
-def read_labels(path: str | os.PathLike, *, channel: int | None = None, dataset: str | None = None) -> np.ndarray:
+def read_labels(
+    path: str | os.PathLike, *, channel: int | None = None, dataset: str | None = None, mapped: bool = False
+) -> np.ndarray:
     """A label image, int32 (Y, X) or (Z, Y, X), 0 = background; files as in `read`, any integer or whole-valued dtype.
+
+    Mapped as in `read` where asked for and possible; then in the file's own dtype.
 
     Raises:
       InputError: as `read`, or a value is negative, fractional, not finite or above 2^31 - 1.
     """
-    array = _read(path, channel, dataset)
+    array = _read(path, channel, dataset, mapped)
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
         raise InputError(f"{path}: labels must be whole numbers, got fractions or NaN in {array.dtype}")
     if array.dtype.kind not in "buif":
         raise InputError(f"{path}: labels must be whole numbers, got {array.dtype}")
     if array.min() < 0 or array.max() > np.iinfo(np.int32).max:
         raise InputError(f"{path}: labels must be in 0 to 2^31 - 1, got {array.min()} to {array.max()}")
-    return array.astype(np.int32)
+    return array if isinstance(array, np.memmap) else array.astype(np.int32)
 
 
 def spacing_um(path: str | os.PathLike, *, dataset: str | None = None) -> tuple[float, ...] | None:
@@ -106,46 +111,6 @@ def spacing_um(path: str | os.PathLike, *, dataset: str | None = None) -> tuple[
     return tuple(float(f"{size:.7g}") for size in sizes)  # TIFF keeps rationals: 0.1625 comes back as 0.16250000001
 
 
-def write(path: str | os.PathLike, volume: np.ndarray, *, spacing_um: Sequence[float] | None = None) -> None:
-    """Writes a zlib-compressed TIFF, whole or not at all (written aside, then renamed).
-
-    uint8, uint16, int16 and float32 are written as they are, float16 and float64 as float32, bool as uint8. Other
-    integers are labels: uint16 where the greatest is below 65536, else uint32. The file is an ImageJ hyperstack
-    where ImageJ knows the dtype, otherwise (uint32, or more than 3.9 GB, then BigTIFF) an OME-TIFF.
-
-    Args:
-      volume: (Y, X) or (Z, Y, X).
-      spacing_um: micrometres per voxel, (y, x) or (z, y, x).
-
-    Raises:
-      ValueError: another rank or dtype, or a label outside 0 to 2^32 - 1.
-    """
-    path, volume = Path(path), np.asarray(volume)
-    if volume.ndim not in (2, 3) or (spacing_um is not None and len(spacing_um) != volume.ndim):
-        raise ValueError(f"{path}: expected a 2D or 3D volume and as many spacings, got {volume.shape}, {spacing_um}")
-    volume = _storable(path, volume)
-    axes = "ZYX"[-volume.ndim :]
-    big = volume.nbytes > BIG_BYTES
-    options = {"compression": "zlib", "photometric": "minisblack", "bigtiff": big, "metadata": {"axes": axes}}
-    if volume.dtype == np.uint32 or big:
-        # A fixed UUID, as the same volume shall give the same bytes.
-        options |= {"ome": True, "metadata": {"axes": axes, "UUID": "00000000-0000-0000-0000-000000000000"}}
-        for axis, size in zip(axes, spacing_um or (), strict=False):
-            options["metadata"] |= {f"PhysicalSize{axis}": float(size), f"PhysicalSize{axis}Unit": "µm"}
-    else:
-        options["imagej"] = True
-        if spacing_um is not None:
-            options["resolution"] = (1 / spacing_um[-1], 1 / spacing_um[-2])
-            options["metadata"] |= {"unit": "um"}
-            options["metadata"] |= {"spacing": float(spacing_um[0])} if volume.ndim == 3 else {}
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        tifffile.imwrite(aside, volume, **options)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Turns whatever the readers raise for a damaged file into an InputError that names it."""
@@ -162,11 +127,13 @@ def naming(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: unreadable, damaged or truncated ({type(error).__name__}: {cause})") from error
 
 
-def _read(path: str | os.PathLike, channel: int | None, dataset: str | None) -> np.ndarray:
+def _read(path: str | os.PathLike, channel: int | None, dataset: str | None, mapped: bool) -> np.ndarray:
     path = Path(path)
     with naming(path):
         if path.suffix.lower() not in HDF5:
-            array = decode(path, channel)
+            array = decode(path, channel, mapped=mapped)
+            if isinstance(array, np.memmap):
+                return array
         else:
             array = hdf5_window(path, None, channel, dataset)
         return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
@@ -295,19 +262,3 @@ def _imagej_sizes(tif: tifffile.TiffFile) -> list[float | None] | None:
         return None
     y, x = (tag.value[1] / tag.value[0] for tag in tags)
     return [float(tif.imagej_metadata.get("spacing", 1.0)) * unit, y * unit, x * unit]
-
-
-def _storable(path: Path, volume: np.ndarray) -> np.ndarray:
-    kind, dtype = volume.dtype.kind, volume.dtype.newbyteorder("=")
-    if kind == "b":
-        return volume.astype(np.uint8)
-    if kind == "f":
-        return volume.astype(np.float32)
-    if kind not in "iu":
-        raise ValueError(f"{path}: cannot write {volume.dtype}")
-    if dtype.name in IMAGE_DTYPES:
-        return volume.astype(dtype)
-    low, high = (int(volume.min()), int(volume.max())) if volume.size else (0, 0)
-    if low < 0 or high >= 2**32:
-        raise ValueError(f"{path}: labels must be in 0 to 2^32 - 1, got {low} to {high}")
-    return volume.astype(np.uint16 if high < 2**16 else np.uint32)

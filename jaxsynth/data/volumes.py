@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxsynth.data.formats import HDF5, SUFFIXES, decode, hdf5_window, naming, read, read_labels, spacing_um, write
+from jaxsynth.data.formats import HDF5, SUFFIXES, decode, hdf5_window, naming, read, read_labels, spacing_um
+from jaxsynth.data.writing import write
 from jaxsynth.errors import InputError
 
 __all__ = [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxsynth.data import tracks
-from jaxsynth.data.formats import read_labels, write
+from jaxsynth.data.volumes import read_labels, write
 from jaxsynth.errors import InputError
 
 

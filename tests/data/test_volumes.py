@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from jaxsynth.data import formats, volumes
+from jaxsynth.data import volumes, writing
 from jaxsynth.errors import InputError
 
 
@@ -451,7 +451,7 @@ def test_labels_are_never_cut(tmp_path, top, dtype):
 
 
 def test_large_volumes_become_bigtiff(tmp_path, stack, monkeypatch):
-    monkeypatch.setattr(formats, "BIG_BYTES", 1000)
+    monkeypatch.setattr(writing, "BIG_BYTES", 1000)
     volumes.write(tmp_path / "a.tif", stack, spacing_um=(2.0, 0.5, 0.25))
     with tifffile.TiffFile(tmp_path / "a.tif") as tif:
         assert tif.is_bigtiff and tif.is_ome
@@ -506,3 +506,54 @@ def test_real_sets_open(real_data, name, count, ndim, dtype):
     start = [n // 3 for n in whole.shape]
     patch = volumes.read_patch(found, -1, start, [16] * ndim)
     np.testing.assert_array_equal(patch, whole[tuple(slice(a, a + 16) for a in start)])
+
+
+# ---- mapped ----
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "uint32"])
+@pytest.mark.parametrize(("shape", "size"), [((5, 40, 33), (2.0, 0.5, 0.25)), ((40, 33), (0.5, 0.25))])
+def test_a_mapped_file_is_filled_in_pieces(tmp_path, dtype, shape, size):
+    path = tmp_path / "a.tif"
+    data = np.random.default_rng(0).integers(0, 200, shape).astype(dtype)
+    with writing.mapped(path, shape, dtype, spacing_um=size) as volume:
+        assert volume.shape == shape and not volume.any()
+        assert not path.exists()
+        volume[3:] = data[3:]
+        volume[:3] = data[:3]
+    assert os.listdir(tmp_path) == ["a.tif"]
+    found = tifffile.imread(path)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, data)
+    assert volumes.spacing_um(path) == size
+    if dtype != "uint32":
+        np.testing.assert_array_equal(volumes.read(path), data)
+
+
+def test_a_large_mapped_file_is_a_bigtiff_that_patches_are_read_from(tmp_path, stack, monkeypatch):
+    monkeypatch.setattr(writing, "BIG_BYTES", 1000)
+    with writing.mapped(tmp_path / "a.tif", stack.shape, stack.dtype, spacing_um=(2.0, 0.5, 0.25)) as volume:
+        volume[:] = stack
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        assert tif.is_bigtiff and tif.is_ome
+    patch = volumes.read_patch(volumes.open_set(tmp_path), 0, (1, 2, 3), (2, 8, 8))
+    np.testing.assert_array_equal(patch, stack[1:3, 2:10, 3:11])
+    assert volumes.spacing_um(tmp_path / "a.tif") == (2.0, 0.5, 0.25)
+
+
+def test_an_interrupted_mapped_file_leaves_the_old_one_and_nothing_else(tmp_path, stack):
+    volumes.write(tmp_path / "a.tif", stack)
+    with pytest.raises(KeyboardInterrupt), writing.mapped(tmp_path / "a.tif", stack.shape, stack.dtype) as volume:
+        volume[:2] = 7
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == ["a.tif"]
+    np.testing.assert_array_equal(volumes.read(tmp_path / "a.tif"), stack)
+
+
+def test_a_mapped_file_is_refused_before_anything_is_written(tmp_path):
+    for shape, dtype in (((3, 4), "float64"), ((3, 4), "int64"), ((4,), "uint8"), ((1, 2, 3, 4), "uint8")):
+        with pytest.raises(ValueError, match=r"b\.tif"), writing.mapped(tmp_path / "b.tif", shape, dtype):
+            pass
+    with pytest.raises(OSError), writing.mapped(tmp_path / "b.tif", (10**6, 10**6, 10**3), "uint8"):
+        pass
+    assert os.listdir(tmp_path) == []

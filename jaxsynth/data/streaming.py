@@ -1,0 +1,229 @@
+"""Volumes larger than the device's memory, or the host's: one network evaluation by tiles of a host array.
+
+As `tiles.tiled`, but the volume and what the coarse levels make of it stay on the host, in memory or in files mapped
+into it; the device holds two batches of tiles. Every voxel is taken from the tile in which it lies deepest, where
+tile and whole agree (norms `group` and `none`), so the result is that of the whole volume to rounding.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsynth.data import tiles, writing
+from jaxsynth.errors import InputError
+from jaxsynth.sim import sketch
+
+TRUNCATE = 4.0  # a blur's kernel ends at this many sigma, as in `sketch.blur`
+
+DEEP_WEIGHT = 5  # a coarse voxel in `deepen` takes so much memory as voxels in `grow`, at the most
+
+_blur = jax.jit(sketch.blur, static_argnames=("sigma", "truncate"))
+
+
+def open_array(shape: tuple[int, ...], dtype=np.float32, folder: str | os.PathLike | None = None) -> np.ndarray:
+    """An array of zeros: in memory, or mapped from a file in `folder` that vanishes with the array.
+
+    The file has no name, so nothing is left of it however the program ends. Its room on the disk is taken at once.
+
+    Raises:
+      InputError: `folder` does not exist, cannot be written to or has no room.
+    """
+    if folder is None:
+        return np.zeros(shape, dtype)
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            writing.reserve(file.fileno(), num_bytes)
+            return np.memmap(file, dtype, mode="w+", shape=shape)
+    except OSError as error:
+        raise InputError(
+            f"{folder}: no room for a scratch file of {num_bytes / 1e9:.3g} GB ({error.strerror})"
+        ) from error
+
+
+def slabs(shape: tuple[int, ...], max_voxels: int) -> Iterator[tuple[int, int]]:
+    """(first, count) of the slabs, rows of the first axis, of at most `max_voxels` (but at least a row) each."""
+    count = max(1, max_voxels // math.prod(shape[1:]))
+    for first in range(0, shape[0], count):
+        yield first, min(count, shape[0] - first)
+
+
+def pipelined(results: Iterable[tuple[Any, Any]], store: Callable[[Any, Any], None]) -> None:
+    """store(where, arrays) for all (where, arrays) of `results`, one behind: the device computes while it is stored."""
+    waiting = None
+    for now in results:
+        for array in jax.tree.leaves(now[1]):
+            array.copy_to_host_async()
+        if waiting is not None:
+            store(*waiting)
+        waiting = now
+    if waiting is not None:
+        store(*waiting)
+
+
+def blurred(volume: np.ndarray, sigma: float | tuple[float, ...], first: int, count: int) -> jax.Array:
+    """Rows first..first+count-1 of `sketch.blur(volume, sigma)`, from these rows and as many around as that needs.
+
+    Args:
+      volume: float [*S], in memory or mapped.
+      sigma: voxels, one for all axes or one per axis.
+
+    Returns:
+      float32 [count, *S[1:]].
+    """
+    along_first = sigma if isinstance(sigma, int | float) else sigma[0]
+    radius = int(TRUNCATE * along_first + 0.5)
+    size = volume.shape[0]
+    rows = np.arange(first - radius, first + count + radius) % (2 * size)
+    slab = np.asarray(volume[np.minimum(rows, 2 * size - 1 - rows)], np.float32)  # mirrored at the volume's ends
+    return _blur(slab, sigma, truncate=TRUNCATE)[radius : radius + count]
+
+
+def compiled(stages_of: Callable[[Any], tiles.Stages], params: Any) -> tiles.Stages:
+    """The stages that `stages_of` makes of `params`, each compiled once per shape of its arguments.
+
+    The parameters stay arguments of what is compiled; a jitted closure over them would hold them as constants.
+    """
+
+    def bind(name):
+        run = jax.jit(lambda params, *inputs: getattr(stages_of(params), name)(*inputs))
+        return functools.partial(run, params)
+
+    return dataclasses.replace(stages_of(params), **{name: bind(name) for name in ("shrink", "deepen", "grow")})
+
+
+def plan_deep_tiles(stages: tiles.Stages, grid: tiles.TileGrid) -> tiles.TileGrid | None:
+    """Tiles of the coarse volume for `deepen`, as `tiles.tiled` wants them, of about the memory of one tile of `grid`.
+
+    None where the whole coarse volume takes no more than that.
+    """
+    coarse = grid.coarse(stages.factor).shape
+    if DEEP_WEIGHT * math.prod(coarse) <= math.prod(grid.tile):
+        return None
+    shrunk = DEEP_WEIGHT ** (-1 / len(coarse))
+    tile = tuple(max(int(size * shrunk), 4 * stages.deep_margin) for size in grid.tile)
+    return tiles.plan_tiles(coarse, tile, margin=stages.deep_margin, multiple=2)
+
+
+def streamed(
+    stages: tiles.Stages,
+    grid: tiles.TileGrid,
+    *,
+    batch_size: int = 1,
+    deep_grid: tiles.TileGrid | None = None,
+    place: Callable[[np.ndarray], jax.Array] = jnp.asarray,
+    folder: str | os.PathLike | None = None,
+) -> Callable[[np.ndarray, int, np.ndarray | None, np.ndarray], None]:
+    """A function that evaluates the network on a whole volume of the host, tile by tile.
+
+    Args:
+      stages: the network, see `compiled`.
+      grid: tiles of the volume. An overlap longer than twice its margin costs and gains nothing.
+      batch_size: tiles on the device at once; the result does not depend on it.
+      deep_grid: tiles of the coarse volume, see `plan_deep_tiles`; None: the whole at once.
+      place: puts a batch of tiles, [batch_size, ...], on the devices.
+      folder: where the coarse arrays are mapped from; None: they are kept in memory.
+
+    Returns:
+      denoise(x: float32 [*S, C], t, cond: float32 [*S, K] or None, out: [*S, C_out]), which fills `out`, an array
+      other than `x`.
+
+    Raises:
+      InputError: a grid whose margin is shorter than the network's, or a folder without room.
+    """
+    factor = stages.factor
+    coarse = grid.coarse(factor).shape
+    for needed, given in ((stages.margin, grid), (stages.deep_margin, deep_grid)):
+        if given is not None and given.num_tiles > 1 and given.margin < needed:
+            raise InputError(f"margin: this network needs tiles with {needed} voxels of it, got {given.margin}")
+
+    @functools.cache
+    def arrays(num_channels: int, has_cond: bool):
+        # What the shrunk and the deep volume hold is learnt from the stages; both are opened once.
+        like = [jax.ShapeDtypeStruct((1, *grid.tile, n), jnp.float32) for n in (num_channels, 1)]
+        t = jax.ShapeDtypeStruct((1,), jnp.int32)
+        shrunk = jax.eval_shape(stages.shrink, like[0], t, like[1] if has_cond else None)
+        deep = jax.eval_shape(stages.deepen, shrunk, t)
+        return [open_array((*coarse, array.shape[-1]), array.dtype, folder) for array in (shrunk, deep)]
+
+    def denoise(x, t, cond, out):
+        shrunk, deep = arrays(x.shape[-1], cond is not None)
+        steps = place(np.full(batch_size, t, np.int32))
+
+        def by_tiles(function, grid, sources, out, scale):
+            _by_tiles(function, grid, sources, out, scale, batch_size, place)
+
+        here, second = (x, 1), (cond, 1)
+        by_tiles(lambda x, cond: stages.shrink(x, steps, cond), grid, [here, second], shrunk, factor)
+        if deep_grid is None:
+            deep[:] = np.asarray(stages.deepen(shrunk[None], np.full(1, t, np.int32)))[0]
+        else:
+            by_tiles(lambda h: stages.deepen(h, steps), deep_grid, [(shrunk, 1)], deep, 1)
+        by_tiles(lambda x, deep, cond: stages.grow(x, deep, steps, cond), grid, [here, (deep, factor), second], out, 1)
+
+    return denoise
+
+
+def _by_tiles(function, grid, sources, out, scale, batch_size, place) -> None:
+    """Fills `out` with the tiles' own parts of function(*tiles of the sources).
+
+    Args:
+      sources: (array or None, its scale: how many of the grid's voxels make one of the array's).
+      scale: the same of `out`.
+    """
+    windows = list(itertools.product(*(_axis_windows(grid, axis) for axis in range(len(grid.shape)))))
+
+    def cut(array, window, scale):
+        begin, size, padded = ([n // scale for n in ns] for ns in ([w[0] for w in window], grid.tile, grid.padded))
+        return _cut(array, begin, size, padded)
+
+    def results():
+        for first in range(0, len(windows), batch_size):
+            batch = windows[first : first + batch_size]
+            filled = batch + batch[-1:] * (batch_size - len(batch))  # every batch has the shape that was compiled
+            inputs = [
+                None if array is None else place(np.stack([cut(array, window, scale) for window in filled]))
+                for array, scale in sources
+            ]
+            yield batch, function(*inputs)
+
+    def store(batch, result):
+        for window, tile in zip(batch, np.asarray(result), strict=False):
+            target, source = [], []
+            for (begin, low, high), size in zip(window, out.shape, strict=False):
+                begin, low, high = begin // scale, low // scale, min(high // scale, size)
+                target.append(slice(low, high))
+                source.append(slice(low - begin, high - begin))
+            out[tuple(target)] = tile[tuple(source)]
+
+    pipelined(results(), store)
+
+
+def _axis_windows(grid: tiles.TileGrid, axis: int) -> list[tuple[int, int, int]]:
+    """(begin, first, last + 1) of the tiles along one axis and their own voxels: neighbours share their overlap."""
+    length, end = grid.tile[axis], grid.padded[axis]
+    begins = [min(i * grid.stride[axis], end - length) for i in range(grid.counts[axis])]
+    cuts = [(after + before + length) // 2 for before, after in itertools.pairwise(begins)]  # the overlap's middle
+    return list(zip(begins, [0, *cuts], [*cuts, end], strict=True))
+
+
+def _cut(volume: np.ndarray, begin: list[int], size: list[int], padded: list[int]) -> np.ndarray:
+    """The window [*size, C] at `begin` of a volume [*S, C] that is extended to `padded` by reflection."""
+    index = [
+        np.pad(np.arange(n), (0, end - n), mode="reflect")[b : b + s]
+        for n, end, b, s in zip(volume.shape, padded, begin, size, strict=False)
+    ]
+    piece = volume[tuple(slice(rows.min(), rows.max() + 1) for rows in index)]
+    for axis, rows in enumerate(index):
+        if rows[-1] - rows[0] != len(rows) - 1:  # reaches beyond the end
+            piece = np.take(piece, rows - rows.min(), axis)
+    return piece

@@ -1,0 +1,210 @@
+"""Volumes of the host evaluated by tiles: the same as the whole on the device, in bounded memory, leaving nothing."""
+
+import dataclasses
+import functools
+import math
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsynth import devices
+from jaxsynth.data import streaming, tiles
+from jaxsynth.errors import InputError
+from jaxsynth.nn import unet
+from jaxsynth.sim import sketch
+
+T = 70
+
+
+@functools.cache
+def network(ndim, has_cond=False):
+    """A network whose every layer matters, (its output on a whole volume, its stages)."""
+    net = unet.UNet(features=4, norm="group")
+    example = jnp.zeros((1, *(8,) * ndim, 1 + has_cond)), jnp.zeros(1, jnp.int32)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), *example)["params"]
+    rng = np.random.default_rng(1)
+
+    def draw(leaf):
+        # Kernels keep the variance of what they get, also the last; the rest is a little off its usual value.
+        scale = math.prod(leaf.shape[:-1]) ** -0.5 if len(leaf.shape) > 1 else 0.3
+        return (rng.normal(size=leaf.shape) * scale + (len(leaf.shape) == 1)).astype(np.float32)
+
+    params = jax.tree.map(draw, shapes)
+
+    def join(x, cond):
+        return x if cond is None else jnp.concatenate([x, cond], -1)
+
+    def stages_of(params):
+        def at(name):
+            return functools.partial(net.apply, {"params": params}, method=name)
+
+        return tiles.Stages(
+            shrink=lambda x, t, cond: at("shrink")(join(x, cond), t),
+            deepen=at("deepen"),
+            grow=lambda x, deep, t, cond: at("grow")(join(x, cond), deep, t),
+            factor=unet.FACTOR,
+            margin=unet.margin(),
+            deep_margin=unet.deep_margin(),
+        )
+
+    def whole(x, cond=None):
+        cond = None if cond is None else cond[None]
+        return np.asarray(jax.jit(net.apply)({"params": params}, join(x[None], cond), jnp.full(1, T)))[0]
+
+    return whole, streaming.compiled(stages_of, params)
+
+
+def noise(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+# ---- the network ----
+
+
+@pytest.mark.parametrize(
+    ("shape", "tile", "batch_size"),
+    [((83, 150), (64, 64), 3), ((10, 13, 100), (16, 16, 64), 2), ((9, 5), (64, 64), 1)],
+)
+def test_streamed_is_the_whole(tmp_path, shape, tile, batch_size):
+    """Several tiles, batches that go up and that do not, sizes that are no multiples of 8, in memory and mapped."""
+    whole, stages = network(len(shape))
+    x = noise(*shape, 1)
+    expected = whole(x)
+    grid = tiles.plan_tiles(shape, tile)
+    outs = []
+    for folder in (None, tmp_path):
+        outs.append(streaming.open_array(x.shape, folder=folder))
+        streaming.streamed(stages, grid, batch_size=batch_size, folder=folder)(x, T, None, outs[-1])
+    assert expected.std() > 0.1
+    np.testing.assert_allclose(outs[0], expected, atol=1e-4)
+    np.testing.assert_array_equal(outs[0], outs[1])
+
+
+def test_coarse_levels_in_tiles():
+    """For volumes whose coarse levels do not fit either; with a second input, on eight devices."""
+    shape = (24, 600)
+    whole, stages = network(2, has_cond=True)
+    x, cond = noise(*shape, 1), noise(*shape, 2)[..., 1:]
+    grid = tiles.plan_tiles(shape, (24, 64))
+    deep_grid = streaming.plan_deep_tiles(stages, grid)
+    assert deep_grid.counts[1] > 1
+    mesh = devices.make_mesh()
+    out = np.zeros_like(x)
+    place = functools.partial(jax.device_put, device=devices.split(mesh))
+    denoise = streaming.streamed(stages, grid, batch_size=mesh.size, deep_grid=deep_grid, place=place)
+    denoise(x, T, cond, out)
+    np.testing.assert_allclose(out, whole(x, cond), atol=1e-4)
+    denoise(x + 1, T, cond, out)  # nothing is left over from the first
+    np.testing.assert_allclose(out, whole(x + 1, cond), atol=1e-4)
+
+
+def test_coarse_levels_are_cut_only_where_they_are_large():
+    _, stages = network(2)
+    assert streaming.plan_deep_tiles(stages, tiles.plan_tiles((256, 256), (160, 160))) is None
+    grid = tiles.plan_tiles((2048, 2048), (128, 128))
+    deep = streaming.plan_deep_tiles(stages, grid)
+    assert deep.shape == (512, 512)
+    assert 0.3 < streaming.DEEP_WEIGHT * math.prod(deep.tile) / math.prod(grid.tile) <= 1
+
+
+def test_every_voxel_is_taken_from_the_tile_in_which_it_lies_deepest():
+    """Stages that say how deep in its tile a voxel lies."""
+    grid = tiles.plan_tiles((300, 16), (72, 16))
+    assert grid.counts[0] > 3
+
+    def depth(x, deep, t, cond):
+        along = jnp.minimum(jnp.arange(x.shape[1]), jnp.arange(x.shape[1])[::-1])
+        return jnp.broadcast_to(along[:, None, None], x.shape).astype(jnp.float32)
+
+    stages = tiles.Stages(shrink=lambda x, t, cond: x[:, ::4, ::4], deepen=lambda h, t: h, grow=depth)
+    out = np.zeros((300, 16, 1), np.float32)
+    streaming.streamed(stages, grid, batch_size=3)(np.zeros_like(out), T, None, out)
+    begins = np.minimum(np.arange(grid.counts[0]) * grid.stride[0], grid.padded[0] - grid.tile[0])
+    inside = np.arange(300)[:, None] - begins
+    deepest = np.minimum(inside, grid.tile[0] - 1 - inside).max(1)
+    np.testing.assert_array_equal(out[:, 3, 0], deepest)
+
+
+def test_the_volume_s_length_costs_neither_device_memory_nor_compilation():
+    _, stages = network(2)
+    most, sizes = [], []
+    for length in (696, 3248):
+        base = sum(array.nbytes for array in jax.live_arrays())
+        held = []
+
+        def grow(*inputs, base=base, held=held):
+            held.append(sum(array.nbytes for array in jax.live_arrays()) - base)
+            return stages.grow(*inputs)
+
+        x = np.zeros((length, 64, 1), np.float32)
+        grid = tiles.plan_tiles(x.shape[:-1], (96, 64))
+        deep_grid = streaming.plan_deep_tiles(stages, grid)
+        assert (grid.tile, deep_grid.tile) == ((96, 64), (42, 16))
+        watched = dataclasses.replace(stages, grow=grow)
+        streaming.streamed(watched, grid, deep_grid=deep_grid)(x, T, None, np.zeros_like(x))
+        most.append(max(held))
+        sizes.append([getattr(stages, name).func._cache_size() for name in ("shrink", "deepen", "grow")])
+    assert max(most) < 8 * 4 * 96 * 64  # tiles and prediction, and what is coarse, 32 channels / 16; two of each
+    assert sizes[0] == sizes[1]
+
+
+def test_a_grid_with_too_little_margin_is_refused():
+    _, stages = network(2)
+    with pytest.raises(InputError, match="needs tiles with 16 voxels of it, got 8"):
+        streaming.streamed(stages, tiles.plan_tiles((200, 64), (64, 64), margin=8))
+    grid = tiles.plan_tiles((200, 64), (64, 64))
+    deep_grid = tiles.plan_tiles((50, 16), (20, 16), margin=4, multiple=2)
+    with pytest.raises(InputError, match="needs tiles with 10 voxels of it, got 4"):
+        streaming.streamed(stages, grid, deep_grid=deep_grid)
+
+
+# ---- arrays and slabs ----
+
+
+def test_scratch_files_have_no_name_and_their_room_is_taken(tmp_path):
+    array = streaming.open_array((3, 5), np.int16, tmp_path)
+    assert isinstance(array, np.memmap) and array.dtype == np.int16 and not array.any()
+    array[1] = 7
+    assert os.listdir(tmp_path) == []
+    np.testing.assert_array_equal(array.sum(), 35)
+    assert not isinstance(streaming.open_array((3, 5)), np.memmap)
+
+
+def test_a_scratch_folder_that_does_not_do(tmp_path):
+    with pytest.raises(InputError, match=r"none: no room for a scratch file of 4e-08 GB \(No such file"):
+        streaming.open_array((10,), np.float32, tmp_path / "none")
+    with pytest.raises(InputError, match=r"no room for a scratch file of 1e\+09 GB"):
+        streaming.open_array((10**9, 10**9), np.uint8, tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("most", [1, 25, 26, 1000])
+def test_slabs_cover_the_rows_once(most):
+    found = list(streaming.slabs((7, 3, 4), most))
+    assert [row for first, count in found for row in range(first, first + count)] == list(range(7))
+    assert all(count * 12 <= max(most, 12) for _, count in found)
+
+
+def test_storing_lags_behind_computing_by_one():
+    events = []
+
+    def results():
+        for i in range(3):
+            events.append(f"dispatch {i}")
+            yield i, jnp.full(2, i)
+
+    streaming.pipelined(results(), lambda where, array: events.append(f"store {where} {int(array[0])}"))
+    assert events == ["dispatch 0", "dispatch 1", "store 0 0", "dispatch 2", "store 1 1", "store 2 2"]
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1.0, (2.3, 0.0, 0.7)])
+def test_blurred_slabs_are_the_blurred_whole(sigma):
+    """Also where the kernel (19 rows) is longer than the volume (6)."""
+    volume = noise(6, 20, 9)
+    expected = np.asarray(sketch.blur(volume, sigma))
+    for first, count in ((0, 6), (0, 1), (2, 3), (5, 1)):
+        slab = streaming.blurred(volume, sigma, first, count)
+        np.testing.assert_allclose(slab, expected[first : first + count], atol=1e-6)
