@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jaxsynth.data import streaming, tiles
+from jaxsynth.data import streaming, tile_grid, tiles
 from jaxsynth.diffusion import gaussian, samplers
 from jaxsynth.records import Schedule
 
@@ -23,13 +23,13 @@ def sample(
     sketch: np.ndarray,
     plan: samplers.Plan,
     schedule: Schedule,
-    grid: tiles.TileGrid,
+    grid: tile_grid.TileGrid,
     *,
     sigma: float | tuple[float, ...] = 0.0,
     cond_key: jax.Array | None = None,
     clip: bool = True,
     batch_size: int = 1,
-    deep_grid: tiles.TileGrid | None = None,
+    deep_grid: tile_grid.TileGrid | None = None,
     place: Callable[[np.ndarray], jax.Array] = jax.numpy.asarray,
     scratch: str | os.PathLike | None = None,
     progress: Callable[[int], None] = lambda done: None,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxsynth import out_of_core
-from jaxsynth.data import streaming, tiles
+from jaxsynth.data import streaming, tile_grid, tiles
 from jaxsynth.diffusion import samplers
 from jaxsynth.diffusion.schedule import make_schedule
 from jaxsynth.nn import unet
@@ -76,7 +76,7 @@ def test_out_of_core_is_in_memory(tmp_path, sampler, shape, tile, batch_size):
     x = samplers.start(key, blur(sketch, 1.0)[..., None], 300, SCHEDULE)
     cond = samplers.rows_of_noise(cond_key, 0, x.shape)
     expected = np.asarray(jax.jit(lambda x, cond: samplers.sample(denoise, key, x, plan, cond))(x, cond))[..., 0]
-    grid = tiles.plan_tiles(shape, tile)
+    grid = tile_grid.plan_tiles(shape, tile)
     done, results = [], []
     for scratch in (None, tmp_path):
         image = out_of_core.sample(
@@ -106,7 +106,7 @@ def test_neither_the_device_nor_an_interruption_keeps_anything(tmp_path):
     _, stages = network(2)
     plan = samplers.make_plan("dpmpp", SCHEDULE, 300, 2)
     sketch = draw((2000, 64))
-    grid = tiles.plan_tiles(sketch.shape, (64, 64))
+    grid = tile_grid.plan_tiles(sketch.shape, (64, 64))
     base = sum(array.nbytes for array in jax.live_arrays())
     held = []
 

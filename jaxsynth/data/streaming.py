@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsynth.data import tiles, writing
+from jaxsynth.data import tile_grid, tiles, writing
 from jaxsynth.errors import InputError
 from jaxsynth.sim import sketch
 
@@ -101,7 +101,7 @@ def compiled(stages_of: Callable[[Any], tiles.Stages], params: Any) -> tiles.Sta
     return dataclasses.replace(stages_of(params), **{name: bind(name) for name in ("shrink", "deepen", "grow")})
 
 
-def plan_deep_tiles(stages: tiles.Stages, grid: tiles.TileGrid) -> tiles.TileGrid | None:
+def plan_deep_tiles(stages: tiles.Stages, grid: tile_grid.TileGrid) -> tile_grid.TileGrid | None:
     """Tiles of the coarse volume for `deepen`, as `tiles.tiled` wants them, of about the memory of one tile of `grid`.
 
     None where the whole coarse volume takes no more than that.
@@ -111,15 +111,15 @@ def plan_deep_tiles(stages: tiles.Stages, grid: tiles.TileGrid) -> tiles.TileGri
         return None
     shrunk = DEEP_WEIGHT ** (-1 / len(coarse))
     tile = tuple(max(int(size * shrunk), 4 * stages.deep_margin) for size in grid.tile)
-    return tiles.plan_tiles(coarse, tile, margin=stages.deep_margin, multiple=2)
+    return tile_grid.plan_tiles(coarse, tile, margin=stages.deep_margin, multiple=2)
 
 
 def streamed(
     stages: tiles.Stages,
-    grid: tiles.TileGrid,
+    grid: tile_grid.TileGrid,
     *,
     batch_size: int = 1,
-    deep_grid: tiles.TileGrid | None = None,
+    deep_grid: tile_grid.TileGrid | None = None,
     place: Callable[[np.ndarray], jax.Array] = jnp.asarray,
     folder: str | os.PathLike | None = None,
 ) -> Callable[[np.ndarray, int, np.ndarray | None, np.ndarray], None]:
@@ -208,7 +208,7 @@ def _by_tiles(function, grid, sources, out, scale, batch_size, place) -> None:
     pipelined(results(), store)
 
 
-def _axis_windows(grid: tiles.TileGrid, axis: int) -> list[tuple[int, int, int]]:
+def _axis_windows(grid: tile_grid.TileGrid, axis: int) -> list[tuple[int, int, int]]:
     """(begin, first, last + 1) of the tiles along one axis and their own voxels: neighbours share their overlap."""
     length, end = grid.tile[axis], grid.padded[axis]
     begins = [min(i * grid.stride[axis], end - length) for i in range(grid.counts[axis])]

@@ -1,99 +1,43 @@
-"""Volumes in tiles: one network evaluation of a volume as many of its tiles, merged so that no seam is left.
+"""Volumes in tiles: a network evaluation of a volume as many of its tiles, equal to that of the whole.
+
+The network comes in three parts (`Stages`). Its coarse levels, which see far but hold few voxels, are evaluated for
+the whole volume at once; only the fine levels run in tiles, so that these need overlap by little.
 
 Tiles are merged at every evaluation (not after the whole sampling, which loses noise variance in the overlaps), so
 a sampler that uses a tiled denoiser keeps one noise field for the volume and never knows of the tiles.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
+from jaxsynth.data.tile_grid import MARGIN, TileGrid, plan_tiles
 from jaxsynth.errors import InputError
 
-STRIDE = 8  # three halvings in the network: tiles at multiples of 8 see the same grid as the whole volume
 
-
-@struct.dataclass
-class TileGrid:
-    """Overlapping tiles over a padded volume; all fields are static tuples of D ints, voxels.
-
-    Tile i of an axis begins at i * stride, the last one where the padded volume leaves it room.
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """A network in three parts, grow(x, deepen(shrink(x))), as functions of batches.
 
     Attributes:
-      shape: the volume's. padded: the same, rounded up to a multiple of 8.
-      tile: a tile's. stride: from tile to tile. counts: tiles per axis.
+      shrink: (x: [B, *S, C], t: int32 [B], cond: [B, *S, K] or None) -> [B, *S/factor, H].
+      deepen: (what shrink returned, t) -> [B, *S/factor, G].
+      grow: (x, what deepen returned, t, cond) -> [B, *S, C].
+      factor: voxels per coarse voxel.
+      margin: voxels at a tile's inner end in which shrink or grow, given the tile alone, differ from the whole; a
+        multiple of `factor`.
+      deep_margin: the same for deepen, in coarse voxels.
     """
 
-    shape: tuple[int, ...] = struct.field(pytree_node=False)
-    padded: tuple[int, ...] = struct.field(pytree_node=False)
-    tile: tuple[int, ...] = struct.field(pytree_node=False)
-    stride: tuple[int, ...] = struct.field(pytree_node=False)
-    counts: tuple[int, ...] = struct.field(pytree_node=False)
-
-    @property
-    def num_tiles(self) -> int:
-        """Tiles in all."""
-        return int(np.prod(self.counts))
-
-    @property
-    def overhead(self) -> float:
-        """Evaluated voxels over the volume's voxels."""
-        return self.num_tiles * float(np.prod(self.tile)) / float(np.prod(self.shape))
-
-
-def _plan_axis(size: int, tile: int, overlap: int) -> tuple[int, int, int, int]:
-    """(padded, tile, stride, count) of one axis: as few tiles as possible, and these as small as possible."""
-    padded = _round_up(size)
-    overlap = _round_up(overlap)
-    tile = tile // STRIDE * STRIDE
-    if padded <= tile:
-        return padded, padded, padded, 1
-    # Over a longer overlap three tiles would meet; `merge` is written for two.
-    if tile < max(2 * overlap, STRIDE):
-        raise InputError(
-            f"tiles of {tile} voxels are too small for an overlap of {overlap}: "
-            "a tile must be at least twice its overlap, both in multiples of 8"
-        )
-    count = -(-(padded - overlap) // (tile - overlap))
-    tile = max(_round_up(-(-(padded + (count - 1) * overlap) // count)), 2 * overlap)
-    return padded, tile, tile - overlap, count
-
-
-def _round_up(size: int) -> int:
-    return -(-size // STRIDE) * STRIDE
-
-
-def plan_tiles(shape: tuple[int, ...], tile: tuple[int, ...], overlap: tuple[int, ...]) -> TileGrid:
-    """The fewest tiles of at most `tile` that overlap by `overlap` voxels, each no larger than that needs.
-
-    Args:
-      shape: the volume, D ints. An axis that fits into one tile is not cut.
-      tile, overlap: D ints, voxels.
-
-    Raises:
-      InputError: wrong number of axes, or tiles too small for their overlap.
-    """
-    if not len(shape) == len(tile) == len(overlap):
-        raise InputError(f"tile {tile} and overlap {overlap} must have one number per axis of the volume {shape}")
-    axes = [_plan_axis(*numbers) for numbers in zip(shape, tile, overlap, strict=True)]
-    padded, tile, stride, counts = zip(*axes, strict=True)
-    return TileGrid(shape=tuple(shape), padded=padded, tile=tile, stride=stride, counts=counts)
-
-
-def _window(length: int, stride: int) -> np.ndarray:
-    """Weights along one axis: a linear ramp over the middle half of the overlap, so that neighbours add up to 1.
-
-    The outer quarter at a tile's end, where the network sees the zeros around the tile, does not count at all.
-    float32 [length].
-    """
-    overlap = length - stride
-    ramp = np.clip(2 * (np.arange(overlap) + 0.5) / max(overlap, 1) - 0.5, 0, 1)
-    window = np.ones(length)
-    window[:overlap], window[length - overlap :] = ramp, ramp[::-1]
-    return window.astype(np.float32)
+    shrink: Callable
+    deepen: Callable
+    grow: Callable
+    factor: int = 4
+    margin: int = MARGIN
+    deep_margin: int = 10
 
 
 def split(volume: jax.Array, grid: TileGrid) -> Callable[[jax.Array], jax.Array]:
@@ -119,10 +63,9 @@ def split(volume: jax.Array, grid: TileGrid) -> Callable[[jax.Array], jax.Array]
 
 
 def merge(tiles: jax.Array, grid: TileGrid) -> jax.Array:
-    """The volume of which these are the tiles; overlaps are blended linearly. The inverse of `split`.
+    """The volume of which these are the tiles, without the margins of their inner ends. The inverse of `split`.
 
-    No scatter: along each axis a tile is its stride's worth and an overhang into the next, so the volume is the
-    strides side by side plus the overhangs side by side, moved on by one.
+    What overlaps beyond the margins is blended linearly.
 
     Args:
       tiles: float [num_tiles, *tile, ...], in row-major order.
@@ -134,57 +77,92 @@ def merge(tiles: jax.Array, grid: TileGrid) -> jax.Array:
     rest = tiles.shape[1 + ndim :]
     merged = tiles.reshape(grid.counts + grid.tile + rest)
     for axis in range(ndim):
-        count, length, stride = grid.counts[axis], grid.tile[axis], grid.stride[axis]
         # Leading are the counts, then the lengths, of the axes still to come; finished axes gather at the end.
         merged = jnp.moveaxis(merged, (0, ndim - axis), (-2, -1))
-        if count == 1:
-            merged = merged[..., 0, :]
-        else:
-            window = _window(length, stride)
-            first, last = np.ones(length, np.float32), np.ones(length, np.float32)
-            first[stride:], last[: length - stride] = window[stride:], window[: length - stride]
-            weights = np.stack([first, *[window] * (count - 2), last])
-            # The last tile was pulled in to end with the volume: back to its place in the row, what hangs over is 0.
-            pulled = (count - 1) * stride + length - grid.padded[axis]
-            ending = jnp.pad(merged[..., -1:, pulled:], [(0, 0)] * (merged.ndim - 1) + [(0, pulled)])
-            merged = jnp.concatenate([merged[..., :-1, :], ending], axis=-2) * weights
-            main, over = merged[..., :stride], merged[..., stride:]
-            over = jnp.pad(over, [(0, 0)] * (over.ndim - 1) + [(0, 2 * stride - length)])
-            none = [(0, 0)] * (merged.ndim - 2)
-            total = jnp.pad(main, [*none, (0, 1), (0, 0)]) + jnp.pad(over, [*none, (1, 0), (0, 0)])
-            merged = total.reshape((*total.shape[:-2], -1))
-        merged = merged[..., : grid.shape[axis]]
+        joined = merged[..., 0, :] if grid.counts[axis] == 1 else _join(merged, grid, axis)
+        merged = joined[..., : grid.shape[axis]]
     return jnp.moveaxis(merged, range(-ndim, 0), range(ndim))
 
 
+def _join(tiles: jax.Array, grid: TileGrid, axis: int) -> jax.Array:
+    """One axis of `merge`, for two tiles or more: [..., count, length] -> [..., the axis' size or more].
+
+    No scatter: with the margins off, a tile is its stride's worth and an overhang into the next, so the axis is the
+    strides side by side plus the overhangs side by side, moved on by one.
+    """
+    count, length, stride, margin = grid.counts[axis], grid.tile[axis], grid.stride[axis], grid.margin
+    # The last tile was pulled in to end with the volume: back to its place in the row, what hangs over is 0.
+    pulled = (count - 1) * stride + length - grid.padded[axis]
+    last = jnp.pad(tiles[..., -1:, pulled:], [(0, 0)] * (tiles.ndim - 1) + [(0, pulled)])
+    tiles = jnp.concatenate([tiles[..., :-1, :], last], axis=-2)
+    begin, core, end = jnp.split(tiles, [margin, length - margin], axis=-1)
+    overhang = length - 2 * margin - stride
+    if overhang:
+        ramp = ((np.arange(overhang) + 0.5) / overhang).astype(np.float32)
+        weights = np.ones((count, length - 2 * margin), np.float32)
+        weights[1:, :overhang], weights[:-1, stride:] = ramp, ramp[::-1]
+        core = core * weights
+    main, over = core[..., :stride], core[..., stride:]
+    over = jnp.pad(over, [(0, 0)] * (over.ndim - 1) + [(0, stride - overhang)])
+    none = [(0, 0)] * (core.ndim - 2)
+    total = jnp.pad(main, [*none, (0, 1), (0, 0)]) + jnp.pad(over, [*none, (1, 0), (0, 0)])
+    total = total.reshape((*total.shape[:-2], -1))[..., : count * stride + overhang]
+    return jnp.concatenate([begin[..., 0, :], total, end[..., -1, :]], axis=-1)
+
+
 def tiled(
-    evaluate: Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array],
+    stages: Stages,
     grid: TileGrid,
     batch_size: int = 1,
     constrain: Callable[[jax.Array], jax.Array] = lambda tiles: tiles,
+    deep_grid: TileGrid | None = None,
 ) -> Callable[[jax.Array, jax.Array, jax.Array | None], jax.Array]:
-    """A function of a whole volume that evaluates `evaluate` tile by tile, in bounded memory.
+    """A function of a whole volume that evaluates a network tile by tile, in bounded memory.
+
+    `shrink` runs on the tiles, `deepen` on the whole coarse volume or its own tiles, `grow` on the tiles again. One
+    tile costs no more than the network; where there are several, `shrink` is computed twice.
 
     Args:
-      evaluate: (x: [B, *tile, C], t: int32 [B], cond: [B, *tile, K] or None) -> [B, *tile, C].
       batch_size: tiles evaluated at once; the result does not depend on it.
       constrain: applied to every batch of tiles, to place it on the devices.
+      deep_grid: tiles for `deepen`: plan_tiles(grid.coarse(factor).shape, ..., margin=deep_margin, multiple=2);
+        default: one for all.
 
     Returns:
       (x: [*shape, C], t: int32 [], cond: [*shape, K] or None) -> [*shape, C].
+
+    Raises:
+      InputError: a grid whose margin is shorter than the network's.
     """
-    num_batches = -(-grid.num_tiles // batch_size)
-    # The last batch is filled up with the last tile again; the surplus is dropped before merging.
-    numbers = np.minimum(np.arange(num_batches * batch_size), grid.num_tiles - 1).reshape(num_batches, batch_size)
+    coarse = grid.coarse(stages.factor)
+    if deep_grid is None:
+        deep_grid = plan_tiles(coarse.shape, coarse.shape, margin=stages.deep_margin, multiple=2)
+    for needed, given in ((stages.margin, grid), (stages.deep_margin, deep_grid)):
+        if given.num_tiles > 1 and given.margin < needed:
+            raise InputError(f"margin: this network needs tiles with {needed} voxels of it, got {given.margin}")
 
     def whole(x, t, cond):
-        cut = split(x, grid)
-        cut_cond = split(cond, grid) if cond is not None else lambda _: None
+        def cutter(volume, grid):
+            if volume is None:
+                return lambda numbers: None
+            cut = split(volume, grid)
+            return lambda numbers: constrain(cut(numbers)) if grid.num_tiles > 1 else cut(numbers)
 
-        def batch(numbers):
-            return evaluate(constrain(cut(numbers)), jnp.broadcast_to(t, (batch_size,)), cut_cond(numbers))
+        def each(function, grid, out):
+            # One tile needs no loop and no company; the compiler then shares what shrink and grow both compute.
+            size = batch_size if grid.num_tiles > 1 else 1
+            # The last batch is filled up with the last tile again; the surplus is dropped before merging.
+            numbers = np.arange(-(-grid.num_tiles // size) * size).clip(max=grid.num_tiles - 1).reshape(-1, size)
+            steps = jnp.broadcast_to(t, (size,))
+            if len(numbers) == 1:
+                return merge(function(jnp.asarray(numbers[0]), steps)[: grid.num_tiles], out)
+            tiles = jax.lax.map(lambda some: function(some, steps), jnp.asarray(numbers))
+            return merge(tiles.reshape((-1, *tiles.shape[2:]))[: grid.num_tiles], out)
 
-        tiles = jax.lax.map(batch, jnp.asarray(numbers))
-        return merge(tiles.reshape((-1, *tiles.shape[2:]))[: grid.num_tiles], grid)
+        fine, second = cutter(x, grid), cutter(cond, grid)
+        small = each(lambda i, t: stages.shrink(fine(i), t, second(i)), grid, coarse)
+        small = cutter(small, deep_grid)
+        deep = cutter(each(lambda i, t: stages.deepen(small(i), t), deep_grid, deep_grid), coarse)
+        return each(lambda i, t: stages.grow(fine(i), deep(i), t, second(i)), grid, grid)
 
     return whole

@@ -12,6 +12,7 @@ from jaxsynth.errors import InputError
 from jaxsynth.nn.blocks import ConvStage, TimeStage, UpStage, check_norm
 
 MULTIPLE = 8  # three halvings
+FACTOR = 4  # voxels per coarse voxel: `deepen` works after two halvings
 
 
 class UNet(nn.Module):
@@ -25,6 +26,10 @@ class UNet(nn.Module):
     S may be anything: an axis that is not a multiple of 8 is extended on its far side by reflection and the
     output cropped. On multiples of 8 the network is exactly the published one.
 
+    It comes in three parts, grow(x, deepen(shrink(x, t), t), t), for volumes evaluated in tiles: the coarse levels
+    hold most of the receptive field but few of the voxels, so `deepen` can have the whole volume while `shrink` and
+    `grow` have tiles of it. `grow` computes the fine levels of `shrink` again, which is cheaper than keeping them.
+
     Raises InputError for an unknown norm, odd `features`, or shapes other than those above.
     """
 
@@ -34,43 +39,61 @@ class UNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
-    @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
+    def setup(self):
         check_norm(self.norm)
-        self._check_inputs(x, t)
         f = self.features
+        if f < 2 or f % 2:
+            raise InputError(f"features: expected an even number of 2 or more, got {f}")
         conv_stage = nn.remat(ConvStage) if self.remat else ConvStage
         up_stage = nn.remat(UpStage) if self.remat else UpStage
+        blocks = [(f // 2, f), (f, 2 * f), (2 * f, 4 * f), (4 * f, 8 * f), (8 * f, 8 * f), (8 * f, 8 * f), (f, f)]
+        for level, channels in enumerate(blocks, 1):
+            setattr(self, f"c{level}", conv_stage(channels, self.norm, dtype=self.dtype))
+            setattr(self, f"t{level}", TimeStage(channels[-1]))
+        for level, channels in enumerate((f, 2 * f, 4 * f), 1):
+            setattr(self, f"d{level}", conv_stage((channels,), self.norm, 4, True, dtype=self.dtype))
+            setattr(self, f"u{level}", up_stage(8 * f, self.norm, self.dtype))
+        self.out = conv_stage((f, f), self.norm, head=self.out_channels, dtype=self.dtype)
 
-        def block(level: int, *channels: int):
-            stage = conv_stage(channels, self.norm, dtype=self.dtype, name=f"c{level}")
-            time = TimeStage(channels[-1], name=f"t{level}")(t).astype(self.dtype)
-            return lambda *inputs: stage(*inputs) + jnp.expand_dims(time, tuple(range(1, x.ndim - 1)))
+    def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
+        _check_inputs(x, t)
+        c1, c2 = self._fine(_pad_to_multiple(x), t)
+        return self._head(c1, c2, self.deepen(self.d2(c2), t), t, x.shape)
 
-        def down(level: int, channels: int):
-            return conv_stage((channels,), self.norm, 4, True, dtype=self.dtype, name=f"d{level}")
+    def shrink(self, x: jax.Array, t: jax.Array) -> jax.Array:
+        """The way down to a quarter of the resolution: [B, *S, C] -> [B, *S/4, 2 features], S rounded up to 8s."""
+        _check_inputs(x, t)
+        return self.d2(self._fine(_pad_to_multiple(x), t)[1])
 
-        def up(level: int):
-            return up_stage(8 * f, self.norm, self.dtype, name=f"u{level}")
+    def deepen(self, h: jax.Array, t: jax.Array) -> jax.Array:
+        """The coarse levels: what `shrink` returned -> [B, *S/4, 8 features]."""
+        c3 = self._block(3, t, h)
+        return self._block(5, t, self.u1(self._block(4, t, self.d3(c3))), c3)
 
-        space = x.shape[1:-1]
-        c1 = block(1, f // 2, f)(_pad_to_multiple(x))
-        c2 = block(2, f, 2 * f)(down(1, f)(c1))
-        c3 = block(3, 2 * f, 4 * f)(down(2, 2 * f)(c2))
-        c4 = block(4, 4 * f, 8 * f)(down(3, 4 * f)(c3))
-        c5 = block(5, 8 * f, 8 * f)(up(1)(c4), c3)
-        c6 = block(6, 8 * f, 8 * f)(up(2)(c5), c2)
-        c7 = block(7, f, f)(up(3)(c6), c1)
-        out = conv_stage((f, f), self.norm, head=self.out_channels, dtype=self.dtype, name="out")(c7)
-        return out.astype(jnp.float32)[(slice(None), *(slice(size) for size in space))]
+    def grow(self, x: jax.Array, deep: jax.Array, t: jax.Array) -> jax.Array:
+        """The way back up: x as in `shrink` and what `deepen` returned -> float32 [B, *S, out_channels]."""
+        _check_inputs(x, t)
+        return self._head(*self._fine(_pad_to_multiple(x), t), deep, t, x.shape)
 
-    def _check_inputs(self, x: jax.Array, t: jax.Array) -> None:
-        if self.features < 2 or self.features % 2:
-            raise InputError(f"features: expected an even number of 2 or more, got {self.features}")
-        if x.ndim not in (4, 5):
-            raise InputError(f"x: expected [B, Y, X, C] or [B, Z, Y, X, C], got shape {x.shape}")
-        if t.shape != x.shape[:1]:
-            raise InputError(f"t: expected one step per image, shape {x.shape[:1]}, got shape {t.shape}")
+    def _fine(self, x, t):
+        c1 = self._block(1, t, x)
+        return c1, self._block(2, t, self.d1(c1))
+
+    def _head(self, c1, c2, deep, t, shape):
+        c6 = self._block(6, t, self.u2(deep), c2)
+        out = self.out(self._block(7, t, self.u3(c6), c1))
+        return out.astype(jnp.float32)[(slice(None), *(slice(size) for size in shape[1:-1]))]
+
+    def _block(self, level: int, t, *inputs):
+        time = getattr(self, f"t{level}")(t).astype(self.dtype)
+        return getattr(self, f"c{level}")(*inputs) + jnp.expand_dims(time, tuple(range(1, inputs[0].ndim - 1)))
+
+
+def _check_inputs(x: jax.Array, t: jax.Array) -> None:
+    if x.ndim not in (4, 5):
+        raise InputError(f"x: expected [B, Y, X, C] or [B, Z, Y, X, C], got shape {x.shape}")
+    if t.shape != x.shape[:1]:
+        raise InputError(f"t: expected one step per image, shape {x.shape[:1]}, got shape {t.shape}")
 
 
 def _pad_to_multiple(x: jax.Array) -> jax.Array:
@@ -81,20 +104,76 @@ def _pad_to_multiple(x: jax.Array) -> jax.Array:
     return jnp.pad(x, [(0, 0), *((0, size) for size in extra), (0, 0)], mode="reflect")
 
 
+# What an interval of a stage's output sees of its input, along one axis: blocks are two convolutions of size 3,
+# halvings one of size 4 with stride 2, shuffles double the resolution.
+def _block(low: int, high: int) -> tuple[int, int]:
+    return low - 2, high + 2
+
+
+def _down(low: int, high: int) -> tuple[int, int]:
+    return 2 * low - 1, 2 * high + 2
+
+
+def _up(low: int, high: int) -> tuple[int, int]:
+    return low // 2, high // 2
+
+
+# From the output to the input; where paths join, the one that reaches farthest.
+_FINE = (_block, _down, _block)  # c2, d1, c1
+_SHRINK = (_down, *_FINE)
+_DEEPEN = (_block, _up, _block, _down, _block)  # c5, u1, c4, d3, c3
+_HEAD = (_block, _block, _up, _block)  # out, c7, u3, c6
+
+
+def _input_window(layers, p: int) -> tuple[int, int]:
+    """First and last input voxel along one axis that output voxel `p` sees, far from the border."""
+    window = p, p
+    for layer in layers:
+        window = layer(*window)
+    return window
+
+
 def receptive_field() -> int:
     """Radius in voxels, per axis: an output voxel sees input voxels at most this far away.
 
     Holds for `group` and `none`; with `instance` every voxel sees the whole image. Where a voxel lies on the
     grid of the halvings shifts its window; this is the largest reach over all places and both sides.
     """
-    return max(max(p - low, high - p) for p in range(MULTIPLE) for low, high in [_input_window(p)])
+    windows = [(p, *_input_window((*_HEAD, _up, *_DEEPEN, *_SHRINK), p)) for p in range(MULTIPLE)]
+    return max(max(p - low, high - p) for p, low, high in windows)
 
 
-def _input_window(p: int) -> tuple[int, int]:
-    """First and last input voxel along one axis that output voxel `p` sees, far from the border."""
-    low, high = p - 2, p + 2  # out
-    for _ in range(3):  # c7, c6, c5, each fed by the shuffle of a level below
-        low, high = (low - 2) // 2, (high + 2) // 2
-    for _ in range(3):  # c4, c3, c2, each fed by a size-4 convolution with stride 2
-        low, high = 2 * (low - 2) - 1, 2 * (high + 2) + 2
-    return low - 2, high + 2  # c1
+def margin() -> int:
+    """Voxels at an inner end of a tile in which `shrink` or `grow`, given the tile alone, differ from the whole.
+
+    A multiple of 8. Holds for `group` and `none`, for tiles that begin and end on multiples of 8, and a `deep` that
+    is exact all over the tile.
+    """
+    spoilt = max(FACTOR * _spoilt(_SHRINK), _spoilt((*_HEAD, *_FINE)))
+    return -(-spoilt // MULTIPLE) * MULTIPLE
+
+
+def deep_margin() -> int:
+    """The same for `deepen`, in coarse voxels, for tiles that begin and end on multiples of 2 of these."""
+    return -(-_spoilt(_DEEPEN) // 2) * 2
+
+
+def _spoilt(layers) -> int:
+    """Output voxels at an end of a tile that see beyond it; the worse of the two ends."""
+    far = 8 * MULTIPLE
+    before = [p + 1 for p in range(far) if _input_window(layers, p)[0] < 0]
+    beyond = [-p for p in range(-far, 0) if _input_window(layers, p)[1] >= 0]
+    return max(before + beyond)
+
+
+def operations(rank: int, features: int, in_channels: int = 1, out_channels: int = 1) -> tuple[float, float, float]:
+    """Multiply-adds of `shrink`, `deepen` and the whole network per voxel, convolutions only."""
+    f, cell = features, 2**rank
+    three, four, up = 3**rank, 4**rank, 8 * f / cell  # taps of the convolutions, channels after a shuffle
+    fine = three * (in_channels * f / 2 + f * f / 2) + (four * f * f + three * 3 * f * f) / cell
+    shrink = fine + four * 4 * f * f / cell**2
+    deepen = three * (12 * f * f + (up + 12 * f) * 8 * f) / cell**2
+    deepen += (four * 16 + three * 48 + 64) * f * f / cell**3
+    head = 64 * f * f / cell**2 + (three * (up + 10 * f) * 8 * f + 64 * f * f) / cell
+    head += three * (up + 4 * f) * f + f * out_channels
+    return shrink, deepen, shrink + deepen + head

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxsynth import devices
-from jaxsynth.data import streaming, tiles
+from jaxsynth.data import streaming, tile_grid, tiles
 from jaxsynth.errors import InputError
 from jaxsynth.nn import unet
 from jaxsynth.sim import sketch
@@ -73,7 +73,7 @@ def test_streamed_is_the_whole(tmp_path, shape, tile, batch_size):
     whole, stages = network(len(shape))
     x = noise(*shape, 1)
     expected = whole(x)
-    grid = tiles.plan_tiles(shape, tile)
+    grid = tile_grid.plan_tiles(shape, tile)
     outs = []
     for folder in (None, tmp_path):
         outs.append(streaming.open_array(x.shape, folder=folder))
@@ -88,7 +88,7 @@ def test_coarse_levels_in_tiles():
     shape = (24, 600)
     whole, stages = network(2, has_cond=True)
     x, cond = noise(*shape, 1), noise(*shape, 2)[..., 1:]
-    grid = tiles.plan_tiles(shape, (24, 64))
+    grid = tile_grid.plan_tiles(shape, (24, 64))
     deep_grid = streaming.plan_deep_tiles(stages, grid)
     assert deep_grid.counts[1] > 1
     mesh = devices.make_mesh()
@@ -103,8 +103,8 @@ def test_coarse_levels_in_tiles():
 
 def test_coarse_levels_are_cut_only_where_they_are_large():
     _, stages = network(2)
-    assert streaming.plan_deep_tiles(stages, tiles.plan_tiles((256, 256), (160, 160))) is None
-    grid = tiles.plan_tiles((2048, 2048), (128, 128))
+    assert streaming.plan_deep_tiles(stages, tile_grid.plan_tiles((256, 256), (160, 160))) is None
+    grid = tile_grid.plan_tiles((2048, 2048), (128, 128))
     deep = streaming.plan_deep_tiles(stages, grid)
     assert deep.shape == (512, 512)
     assert 0.3 < streaming.DEEP_WEIGHT * math.prod(deep.tile) / math.prod(grid.tile) <= 1
@@ -112,7 +112,7 @@ def test_coarse_levels_are_cut_only_where_they_are_large():
 
 def test_every_voxel_is_taken_from_the_tile_in_which_it_lies_deepest():
     """Stages that say how deep in its tile a voxel lies."""
-    grid = tiles.plan_tiles((300, 16), (72, 16))
+    grid = tile_grid.plan_tiles((300, 16), (72, 16))
     assert grid.counts[0] > 3
 
     def depth(x, deep, t, cond):
@@ -140,7 +140,7 @@ def test_the_volume_s_length_costs_neither_device_memory_nor_compilation():
             return stages.grow(*inputs)
 
         x = np.zeros((length, 64, 1), np.float32)
-        grid = tiles.plan_tiles(x.shape[:-1], (96, 64))
+        grid = tile_grid.plan_tiles(x.shape[:-1], (96, 64))
         deep_grid = streaming.plan_deep_tiles(stages, grid)
         assert (grid.tile, deep_grid.tile) == ((96, 64), (42, 16))
         watched = dataclasses.replace(stages, grow=grow)
@@ -154,9 +154,9 @@ def test_the_volume_s_length_costs_neither_device_memory_nor_compilation():
 def test_a_grid_with_too_little_margin_is_refused():
     _, stages = network(2)
     with pytest.raises(InputError, match="needs tiles with 16 voxels of it, got 8"):
-        streaming.streamed(stages, tiles.plan_tiles((200, 64), (64, 64), margin=8))
-    grid = tiles.plan_tiles((200, 64), (64, 64))
-    deep_grid = tiles.plan_tiles((50, 16), (20, 16), margin=4, multiple=2)
+        streaming.streamed(stages, tile_grid.plan_tiles((200, 64), (64, 64), margin=8))
+    grid = tile_grid.plan_tiles((200, 64), (64, 64))
+    deep_grid = tile_grid.plan_tiles((50, 16), (20, 16), margin=4, multiple=2)
     with pytest.raises(InputError, match="needs tiles with 10 voxels of it, got 4"):
         streaming.streamed(stages, grid, deep_grid=deep_grid)
 

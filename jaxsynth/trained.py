@@ -1,0 +1,205 @@
+"""A trained diffusion model at work: what `sample`, `tune` and `bench` share."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxsynth import checkpoint, devices, keys, out_of_core
+from jaxsynth.data import streaming, tile_grid, tiles
+from jaxsynth.data.intensity import Intensity
+from jaxsynth.diffusion import gaussian, samplers
+from jaxsynth.errors import InputError
+from jaxsynth.sim.sketch import blur
+from jaxsynth.tasks import ddpm
+
+TASKS = ("ddpm", "distill")  # whose networks are denoisers
+PIECE_S = 5.0  # the device is asked how far it is about this often
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A network and all that is needed to make images with it.
+
+    Attributes:
+      folder: the checkpoint's; None for a network that was never saved.
+      metadata: the checkpoint's, see `checkpoint.read_metadata`.
+      config: the training's.
+      intensity: from the data's units to [-1, 1] and back.
+      parts: network and schedule.
+      params: the averaged parameters, on every device of the mesh.
+      mesh: the devices to use.
+    """
+
+    folder: Path | None
+    metadata: dict
+    config: ConfigDict
+    intensity: Intensity
+    parts: ddpm.Parts
+    params: Any
+    mesh: Mesh
+
+    @property
+    def ndim(self) -> int:
+        """2 or 3."""
+        return len(self.config.data.patch)
+
+    @property
+    def t_max(self) -> int:
+        """The latest start that the network was trained for."""
+        return self.parts.t_max
+
+
+def open_trained(path: str | Path, step: str = "best") -> Trained:
+    """The model of a training run. `path`, `step`: see `checkpoint.find`.
+
+    Raises:
+      InputError: no checkpoint, or one of a network that samples no images.
+    """
+    mesh = devices.make_mesh()
+    saved = checkpoint.find(path, step)  # once: a training may be adding others meanwhile
+    metadata = checkpoint.read_metadata(saved)
+    config = ConfigDict(metadata["config"])
+    if config.task not in TASKS:
+        raise InputError(f"--checkpoint {path} is of task {config.task!r}, which samples no images")
+    parts = ddpm.build(config)
+    state = jax.eval_shape(lambda k: ddpm.init(parts, k, (1, *config.data.patch, 1)), keys.root(0))
+    everywhere = devices.replicated(mesh)
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state)
+    params = checkpoint.load(saved, like).ema_params
+    return Trained(saved, metadata, config, Intensity.from_dict(metadata["intensity"]), parts, params, mesh)
+
+
+def default_sampler(trained: Trained) -> str:
+    """The sampler to use where the user names none."""
+    return "consistency" if trained.config.task == "distill" else samplers.DEFAULT_SAMPLER
+
+
+def make_plan(
+    trained: Trained, t_start: int, sampler: str | None = None, num_evaluations: int | None = None, **options
+) -> samplers.Plan:
+    """The plan of a sampler for this network; `sampler`, `num_evaluations`: None for the defaults. Options as in
+    `samplers.make_plan`.
+
+    Raises:
+      InputError: an argument out of range, or a start later than the network was trained for.
+    """
+    if not 1 <= t_start <= trained.t_max:
+        raise InputError(f"t_start must lie in 1..{trained.t_max}, what this model was trained on; got {t_start}")
+    sampler = default_sampler(trained) if sampler is None else sampler
+    if sampler == "consistency" and num_evaluations is None:
+        num_evaluations = min(2, t_start)
+    options |= {"prediction": trained.parts.prediction}
+    return samplers.make_plan(sampler, trained.parts.schedule, t_start, num_evaluations, **options)
+
+
+def grid_for(
+    trained: Trained,
+    shape: tuple[int, ...],
+    tile: tuple[int, ...] | None = None,
+    overlap: tuple[int, ...] | None = None,
+) -> tile_grid.TileGrid:
+    """The tiles of a volume [*S]; by default as large as the device's memory allows.
+
+    Raises:
+      InputError: tile and overlap do not go together.
+    """
+    net = trained.parts.net
+    # With an instance norm the result depends on the tiles, which must not depend on the number of devices then.
+    num_devices = 1 if net.norm == "instance" else trained.mesh.size
+    tile = tile or tile_grid.choose_tile(shape, overlap, features=net.features, num_devices=num_devices)
+    return tile_grid.plan_tiles(shape, tile, overlap)
+
+
+def generator(
+    trained: Trained,
+    *,
+    tile: tuple[int, ...] | None = None,
+    overlap: tuple[int, ...] | None = None,
+    tile_batch: int | None = None,
+    scratch: str | Path | None = None,
+) -> Callable[..., np.ndarray]:
+    """A function that turns sketches into images.
+
+    Args:
+      tile, overlap: see `grid_for`.
+      tile_batch: tiles evaluated at once; default: one per device.
+      scratch: a folder, for volumes larger than the host's memory; see `out_of_core.sample`.
+
+    Returns:
+      make(key, x0, plan, *, sigma=0.0, progress=None): x0 float [*S] in [-1, 1], a sketch or a real image, is blurred
+      by sigma voxels (the papers take 1 for sketches), noised to the plan's start and denoised: float32 [*S], on the
+      host. Volumes that do not fit into the device's memory pass through it tile by tile.
+      `progress(done, num_evaluations)` is called now and then. Compiled once per shape and number of evaluations.
+    """
+    parts, mesh = trained.parts, trained.mesh
+    everywhere = devices.replicated(mesh)
+
+    def constrain(batch):
+        # Without it every device would evaluate every tile.
+        return jax.lax.with_sharding_constraint(batch, devices.split(mesh))
+
+    def batch_size(grid):
+        wanted = min(tile_batch or mesh.size, grid.num_tiles)
+        return -(-wanted // mesh.size) * mesh.size
+
+    def run(params, key, state, cond, plan, first, last):
+        grid = grid_for(trained, state[0].shape[:-1], tile, overlap)
+        denoise = tiles.tiled(ddpm.stages(parts, params), grid, batch_size(grid), constrain)
+        return samplers.run(denoise, key, state, plan, cond, first=first, last=last)
+
+    def begin(key, x0, plan, sigma):
+        x0 = (blur(x0, sigma) if sigma else x0)[..., None]
+        x = gaussian.noise_to(x0, plan.t[0], samplers.start_noise(key, 0, x0.shape), parts.schedule)
+        return (x, jnp.zeros_like(x)), ddpm.condition(parts, key, x.shape)
+
+    run = jax.jit(run, donate_argnums=2, out_shardings=everywhere)
+    begin = jax.jit(begin, static_argnames="sigma", out_shardings=everywhere)
+
+    def in_memory(key, x0, plan, sigma, progress):
+        state, cond = begin(key, jnp.asarray(x0, jnp.float32), plan, sigma)
+        done, piece = 0, 1 if progress else plan.num_evaluations
+        while done < plan.num_evaluations:
+            clock = time.perf_counter()
+            last = min(done + piece, plan.num_evaluations)
+            state = run(trained.params, key, state, cond, plan, done, last)
+            done = last
+            if progress:
+                jax.block_until_ready(state)
+                progress(done, plan.num_evaluations)
+                piece = max(1, round(piece * PIECE_S / max(time.perf_counter() - clock, 1e-3)))
+        return np.asarray(state[0][..., 0])
+
+    stages = streaming.compiled(lambda params: ddpm.stages(parts, params), trained.params)
+
+    def through_tiles(key, x0, plan, sigma, progress):
+        grid = grid_for(trained, x0.shape, tile, overlap)
+        return out_of_core.sample(
+            stages,
+            key,
+            x0,
+            plan,
+            parts.schedule,
+            grid,
+            sigma=sigma,
+            cond_key=keys.stream(key, "condition") if parts.noise_channel else None,
+            batch_size=batch_size(grid),
+            place=lambda batch: jax.device_put(batch, devices.split(mesh)),
+            scratch=scratch,
+            progress=lambda done: progress and progress(done, plan.num_evaluations),
+        )
+
+    def make(key, x0, plan, *, sigma=0.0, progress=None):
+        needed = 4 * tile_grid.VOLUME_NUMBERS * math.prod(x0.shape)
+        fits = scratch is None and needed < tile_grid.memory_bytes()
+        return (in_memory if fits else through_tiles)(key, x0, plan, sigma, progress)
+
+    return make
