@@ -35,6 +35,14 @@ def get_config() -> ConfigDict:
     c.diffusion.num_timesteps = 1000  # T
     c.diffusion.beta_min = 0.0  # 1e-4 for published checkpoints
     c.diffusion.t_max = 1000  # train on the first t_max steps only; sampling can start no later than here
+    c.diffusion.prediction = "noise"  # what the network predicts: noise (the papers') | x0 | v
+    c.diffusion.weighting = "none"  # of the loss over t: none | min_snr | edm
+    c.diffusion.snr_cap = 5.0  # gamma of min_snr
+
+    c.distill = ConfigDict()  # task distill only, see configs/distill.py
+    c.distill.teacher = ""  # the run (its best checkpoint) or the checkpoint to distil
+    c.distill.num_times = 8  # steps into which the teacher's way from t_max to the image is cut
+    c.distill.t_max = 0  # sampling will start no later than here; 0: the teacher's t_max
 
     c.optim = ConfigDict()
     c.optim.name = "radam"  # radam (the papers') | adamw

@@ -66,7 +66,7 @@ def _main() -> None:
     _step(
         3, "new cells are simulated, sketched, noised and denoised into images",
         "sample", "--checkpoint", out / "model", "--recipe", "nuclei", "--num", NUM_SYNTHETIC,
-        "--shape", ",".join(map(str, shape)), "--num_steps", 50, "--out", out / "dataset",
+        "--shape", ",".join(map(str, shape)), "--out", out / "dataset",
     )  # fmt: skip
     _step(
         4, "real and synthetic images are compared",

@@ -13,7 +13,6 @@ import dataclasses
 import datetime
 import functools
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +22,7 @@ from jaxsynth import manifest as manifests
 from jaxsynth.errors import InputError
 
 FOLDERS = ("labels", "sketches", "images")
-TILES = {2: ((512, 512), (64, 64)), 3: ((64, 128, 128), (16, 32, 32))}  # largest tile and least overlap, voxels
-CHUNK_S = 5.0  # a progress line about this often
+T_START = 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,23 +69,33 @@ def _parse() -> argparse.Namespace:
         help="voxel size of simulated images (default: the training images')",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--t_start", type=int, default=400, help="noise level of the start (default: 400)")
-    parser.add_argument("--num_steps", type=int, help="network evaluations, respaced (default: t_start)")
-    parser.add_argument("--variance", default="fixed_large", help="fixed_large (published) or fixed_small")
+    parser.add_argument("--t_start", type=int, help="noise level of the start (default: 400, or the model's latest)")
+    parser.add_argument("--sampler", help="ddpm, ddim, dpmpp, dpmpp_sde, heun or consistency (default: dpmpp)")
+    parser.add_argument("--num_evaluations", type=int, help="of the network, per image (default: 20; ddpm: t_start)")
+    parser.add_argument(
+        "--spacing", help="of the noise levels: uniform, trailing, log_snr or karras (default: the sampler's)"
+    )
+    parser.add_argument("--eta", type=float, default=0.0, help="ddim's share of fresh noise, 0..1 (default: 0)")
+    parser.add_argument("--variance", default="fixed_large", help="ddpm's: fixed_large (published) or fixed_small")
     parser.add_argument("--sigma", type=float, default=1.0, help="blur of the sketch, voxels (default: 1)")
     parser.add_argument(
         "--tile",
         type=cli.numbers(int),
         metavar="Z,Y,X",
-        help="largest tile, Y,X or Z,Y,X voxels (default: 512,512 or 64,128,128)",
+        help="largest tile, Y,X or Z,Y,X voxels (default: as large as the memory allows)",
     )
     parser.add_argument(
         "--overlap",
         type=cli.numbers(int),
         metavar="Z,Y,X",
-        help="least overlap of tiles, voxels (default: 64,64 or 16,32,32)",
+        help="overlap of tiles, voxels (default and least: 32, which makes tiled and untiled results equal)",
     )
     parser.add_argument("--tile_batch", type=int, help="tiles evaluated at once (default: one per device)")
+    parser.add_argument(
+        "--scratch",
+        metavar="DIR",
+        help="for volumes larger than the memory: they are worked on in files here, and written as mapped TIFF",
+    )
     return parser.parse_args()
 
 
@@ -97,59 +105,40 @@ def sample(args: argparse.Namespace) -> None:
     Raises:
       InputError: unusable arguments or files; nothing has been written then.
     """
-    import jax
-    import numpy as np
-    from ml_collections import ConfigDict
+    from jaxsynth import checkpoint, keys, trained
 
-    from jaxsynth import checkpoint, devices, keys
-    from jaxsynth.data import intensity as intensities
-    from jaxsynth.data import volumes
-    from jaxsynth.diffusion import samplers
-    from jaxsynth.sim.sketch import blur
-    from jaxsynth.tasks import ddpm
-
-    # The trained network.
-    mesh = devices.make_mesh()
-    saved = checkpoint.find(args.checkpoint, args.step)  # once: a training may be adding others meanwhile
-    metadata = checkpoint.read_metadata(saved)
-    config = ConfigDict(metadata["config"])
-    if config.task != "ddpm":
-        raise InputError(f"--checkpoint {args.checkpoint} is of task {config.task!r}, which samples no images")
-    intensity = intensities.Intensity.from_dict(metadata["intensity"])
-    parts = ddpm.build(config)
-    ndim = len(config.data.patch)
-    tile, overlap = _check(args, ndim, parts.t_max)
-    plan = samplers.ddpm_plan(parts.schedule, args.t_start, num_steps=args.num_steps, variance=args.variance)
-    num_steps = plan.t.shape[0]
+    # The trained network, and how it is run.
+    model = trained.open_trained(args.checkpoint, args.step)
+    _check(args, model.ndim)
+    t_start = min(T_START, model.t_max) if args.t_start is None else args.t_start
+    options = {"spacing": args.spacing, "eta": args.eta, "variance": args.variance}
+    plan = trained.make_plan(model, t_start, args.sampler, args.num_evaluations, **options)
+    make = trained.generator(
+        model, tile=args.tile, overlap=args.overlap, tile_batch=args.tile_batch, scratch=args.scratch
+    )
 
     # What is to be made.
     root = keys.root(args.seed)
-    jobs, source = (_given if args.sketches else _simulated)(args, ndim, metadata, intensity, root)
-
-    replicated = devices.replicated(mesh)
-    state = jax.eval_shape(lambda k: ddpm.init(parts, k, (1, *config.data.patch, 1)), root)
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), state)
-    params = checkpoint.load(saved, like).ema_params
-
+    jobs, source = (_given if args.sketches else _simulated)(args, model, root)
     settings = {
         "seed": args.seed,
-        "checkpoint_step": saved.name,
-        "checkpoint_sha256": checkpoint.fingerprint(params),
-        "t_start": args.t_start,
-        "num_steps": num_steps,
-        "variance": args.variance,
+        "checkpoint_step": model.folder.name,
+        "checkpoint_sha256": checkpoint.fingerprint(model.params),
+        "t_start": t_start,
+        "sampler": args.sampler or trained.default_sampler(model),
+        "num_evaluations": plan.num_evaluations,
+        **options,
         "sigma": args.sigma,
-        "tile": tile,
-        "overlap": overlap,
+        "tile": args.tile,
+        "overlap": args.overlap,
         "source": source,
     }
     out = Path(args.out)
     manifest = manifests.open_manifest(out, "sample", settings)
-    manifest |= {"config": metadata["config"], "intensity": metadata["intensity"]}
+    manifest |= {"config": model.metadata["config"], "intensity": model.metadata["intensity"]}
     manifests.make_folders(out, FOLDERS)
     manifests.write_json(out / manifests.NAME, manifest)
 
-    run = _sampler(parts, mesh, tile, overlap, args.tile_batch)
     # The manifest tells of a file last: what it does not know was interrupted.
     todo = [
         job
@@ -160,44 +149,78 @@ def sample(args: argparse.Namespace) -> None:
         print(f"{len(jobs) - len(todo)} of {len(jobs)} files are there already")
     begun = time.perf_counter()
     for number, job in enumerate(todo):
-        key = keys.stream(root, "sample", job.name)
+
+        def progress(done, count, number=number, name=job.name):
+            share = (number + done / count) / len(todo)
+            left = datetime.timedelta(seconds=round((time.perf_counter() - begun) * (1 / share - 1)))
+            print(f"{number + 1}/{len(todo)} {name}  evaluation {done}/{count}  ETA {left}", flush=True)
+
         labels, sketch, spacing = job.draw()
-        x0 = blur(sketch, args.sigma)[..., None] if args.sigma else sketch[..., None]
-        x = jax.device_put(samplers.start(key, x0, args.t_start, parts.schedule), replicated)
-        cond = jax.device_put(ddpm.condition(parts, key, x.shape), replicated)
-        done, piece = 0, 1
-        while done < num_steps:
-            clock = time.perf_counter()
-            x = jax.block_until_ready(run(params, key, x, cond, plan, done, min(done + piece, num_steps)))
-            now = time.perf_counter()
-            done = min(done + piece, num_steps)
-            share = (number + done / num_steps) / len(todo)
-            left = datetime.timedelta(seconds=round((now - begun) * (1 / share - 1)))
-            print(f"{number + 1}/{len(todo)} {job.name}  step {done}/{num_steps}  ETA {left}", flush=True)
-            piece = max(1, round(piece * CHUNK_S / max(now - clock, 1e-3)))
-        image = intensities.denormalise(np.asarray(x[..., 0]), intensity)
-        labels, sketch = np.asarray(labels), np.asarray(sketch)
-        for folder, volume in zip(FOLDERS, (labels, sketch, image), strict=True):
-            volumes.write(out / folder / f"{job.name}.tif", volume, spacing_um=spacing)
+        image = make(keys.stream(root, "sample", job.name), sketch, plan, sigma=args.sigma, progress=progress)
+        _write(out, job.name, labels, sketch, image, spacing, model.intensity, mapped=args.scratch is not None)
         manifest["files"][job.name] = {
             "keys": [["simulate", job.name], ["sample", job.name]] if args.recipe else [["sample", job.name]],
-            "sketch_sha256": hashlib.sha256(sketch.tobytes()).hexdigest(),
-            "labels_sha256": hashlib.sha256(labels.astype(np.int32).tobytes()).hexdigest(),
+            "sketch_sha256": _digest(sketch, "float32"),
+            "labels_sha256": _digest(labels, "int32"),
             "shape": image.shape,
+            "tile": trained.grid_for(model, image.shape, args.tile, args.overlap).tile,
             "spacing_um": spacing,
-            "num_cells": len(np.setdiff1d(np.unique(labels), [0])),
+            "num_cells": _count_cells(labels),
             "versions": manifest["versions"],
         }
         manifests.write_json(out / manifests.NAME, manifest)
     print(f"done: {len(jobs)} annotated images in {out}")
 
 
-def _check(args, ndim: int, t_max: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(tile, overlap); raises InputError where an argument makes no sense."""
-    from jaxsynth.data import tiles
+def _write(out, name, labels, sketch, image, spacing, intensity, *, mapped) -> None:
+    """The three files of an image; `mapped`: plane by plane, so that none need fit into memory."""
+    import numpy as np
 
-    if not 1 <= args.t_start <= t_max:
-        raise InputError(f"--t_start must lie in 1..{t_max}, what this model was trained on; got {args.t_start}")
+    from jaxsynth.data import intensity as intensities
+    from jaxsynth.data import volumes, writing
+
+    def finished(rows):
+        return intensities.denormalise(np.asarray(rows), intensity)
+
+    for folder, volume, convert in (
+        ("labels", labels, np.asarray),
+        ("sketches", sketch, np.asarray),
+        ("images", image, finished),
+    ):
+        path = out / folder / f"{name}.tif"
+        if not mapped:
+            volumes.write(path, convert(volume), spacing_um=spacing)
+            continue
+        dtype = "uint32" if folder == "labels" else convert(volume[:1]).dtype
+        with writing.mapped(path, volume.shape, dtype, spacing_um=spacing) as target:
+            for row, values in enumerate(volume):
+                target[row] = convert(values)
+
+
+def _digest(volume, dtype: str) -> str:
+    """SHA-256 of the voxels, row by row."""
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for row in volume:
+        digest.update(np.ascontiguousarray(row, dtype).tobytes())
+    return digest.hexdigest()
+
+
+def _count_cells(labels) -> int:
+    """How many labels there are beside the background."""
+    import numpy as np
+
+    seen = set()
+    for row in labels:
+        seen.update(np.unique(row).tolist())
+    return len(seen - {0})
+
+
+def _check(args, ndim: int) -> None:
+    """Raises InputError where an argument makes no sense."""
+    from jaxsynth.data import tile_grid
+
     if not 0 <= args.sigma < 100:
         raise InputError(f"--sigma must lie in 0..100 voxels, got {args.sigma}")
     for name, value in (("num", args.num), ("tile_batch", args.tile_batch)):
@@ -209,59 +232,31 @@ def _check(args, ndim: int, t_max: int) -> tuple[tuple[int, ...], tuple[int, ...
     for name in wrong:
         if getattr(args, name) is not None:
             raise InputError(f"--{name} does not go with --{'sketches' if args.sketches else 'recipe'}")
-    tile = _per_axis("--tile", args.tile, ndim, 8) or TILES[ndim][0]
-    overlap = _per_axis("--overlap", args.overlap, ndim, 0) or TILES[ndim][1]
-    tiles.plan_tiles((2 * max(tile),) * ndim, tile, overlap)  # says so where they do not go together
-    return tile, overlap
+    if args.scratch is not None and not Path(args.scratch).is_dir():
+        raise InputError(f"--scratch {args.scratch}: no such folder")
+    tile = _per_axis("--tile", args.tile, ndim, 8)
+    overlap = _per_axis("--overlap", args.overlap, ndim, 0)
+    if tile:
+        tile_grid.plan_tiles((2 * max(tile),) * ndim, tile, overlap)  # says so where they do not go together
 
 
-def _sampler(parts, mesh, tile, overlap, tile_batch) -> Callable:
-    """run(params, key, x, cond, plan, first, last): a piece of the sampling of one volume, in tiles over the mesh.
-
-    Compiled once per shape of x.
-    """
-    import jax
-
-    from jaxsynth import devices
-    from jaxsynth.data import tiles
-    from jaxsynth.diffusion import samplers
-    from jaxsynth.tasks import ddpm
-
-    def constrain(batch):
-        # Without it every device would evaluate every tile.
-        return jax.lax.with_sharding_constraint(batch, devices.split(mesh))
-
-    def run(params, key, x, cond, plan, first, last):
-        grid = tiles.plan_tiles(x.shape[:-1], tile, overlap)
-        wanted = min(tile_batch or mesh.size, grid.num_tiles)
-        batch_size = -(-wanted // mesh.size) * mesh.size
-        denoise = tiles.tiled(ddpm.denoiser(parts, params), grid, batch_size, constrain)
-        return samplers.ddpm(denoise, key, x, plan, cond, first=first, last=last)
-
-    return jax.jit(run, out_shardings=devices.replicated(mesh))
-
-
-def _given(args, ndim: int, metadata: dict, intensity, root) -> tuple[list[Job], dict]:
+def _given(args, model, root) -> tuple[list[Job], dict]:
     """Jobs from sketch files and the label images of the same names, and what tells of them in the manifest."""
-    import numpy as np
-
+    from jaxsynth import sketch_files
     from jaxsynth.data import volumes
 
+    mapped = args.scratch is not None
     files = volumes.find_files(args.sketches)[: args.num]
     folder = Path(args.labels) if args.labels else files[0].parent.parent / "labels"
-    _check_scale(files[0].parent.parent / manifests.NAME, metadata)
+    sketch_files.check_scale(files[0].parent, model.metadata)
     labelled = {file.stem: file for file in volumes.find_files(folder)} if folder.is_dir() else {}
 
     def draw(sketch_file, label_file):
-        sketch = volumes.read(sketch_file)
-        if sketch.ndim != ndim:
-            raise InputError(f"{sketch_file}: the sketch is {sketch.ndim}D, the model {ndim}D")
-        if sketch.dtype.kind != "f" or not np.isfinite(sketch).all() or np.abs(sketch).max() > 1.0:
-            raise InputError(f"{sketch_file}: sketches must be float in [-1, 1], as jaxsynth.simulate writes them")
-        labels = volumes.read_labels(label_file)
+        sketch = sketch_files.read(sketch_file, model.ndim, mapped=mapped)
+        labels = volumes.read_labels(label_file, mapped=mapped)
         if labels.shape != sketch.shape:
             raise InputError(f"{label_file}: labels {labels.shape} and sketch {sketch.shape} differ in shape")
-        return labels, sketch.astype(np.float32), volumes.spacing_um(sketch_file) or metadata["spacing_um"]
+        return labels, sketch, volumes.spacing_um(sketch_file) or model.metadata["spacing_um"]
 
     jobs = []
     for file in files:
@@ -274,30 +269,18 @@ def _given(args, ndim: int, metadata: dict, intensity, root) -> tuple[list[Job],
     return jobs, {"sketches": args.sketches, "labels": str(folder)}
 
 
-def _check_scale(file: Path, metadata: dict) -> None:
-    """Raises InputError where the sketches' own manifest says that they were drawn for another normalisation."""
-    try:
-        content = json.loads(file.read_text())
-        made_for = content.get("intensity") or content["settings"]["intensity"]
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        return
-    if made_for is not None and made_for != metadata["intensity"]:
-        raise InputError(
-            f"{file.parent}: the sketches were drawn for another normalisation than the checkpoint's: "
-            "make them again with jaxsynth.simulate --checkpoint"
-        )
-
-
-def _simulated(args, ndim: int, metadata: dict, intensity, root) -> tuple[list[Job], dict]:
+def _simulated(args, model, root) -> tuple[list[Job], dict]:
     """Jobs that simulate their cells, and what tells of them in the manifest."""
+    import numpy as np
+
     from jaxsynth import specimens
 
-    plan = specimens.plan(args.recipe, args.shape, args.spacing_um, args.cells, metadata)
-    drawer = specimens.drawer(plan, specimens.Wanted(levels=tuple(intensity.levels)))
+    plan = specimens.plan(args.recipe, args.shape, args.spacing_um, args.cells, model.metadata)
+    drawer = specimens.drawer(plan, specimens.Wanted(levels=tuple(model.intensity.levels)))
 
     def draw(name):
         drawn = drawer(root, name)
-        return drawn.specimen.labels, drawn.sketch, plan.spacing_um
+        return np.asarray(drawn.specimen.labels), np.asarray(drawn.sketch), plan.spacing_um
 
     names = [f"{args.recipe}_{i:04d}" for i in range(args.num or 10)]
     return [Job(name, functools.partial(draw, name)) for name in names], dataclasses.asdict(plan)

@@ -30,12 +30,15 @@ FIXED = (
     "seed",
     "model",
     "diffusion",
+    "distill",
     "data.normalization",
     "data.patch",
     "data.channel",
     "optim.name",
     "optim.ema_decay",
 )
+# Keys that runs of earlier versions lack, and how those were trained.
+EARLIER = {"diffusion": {"prediction": "noise", "weighting": "none", "snr_cap": 5.0}}
 
 
 def main() -> None:
@@ -75,16 +78,17 @@ def train(config, workdir: Path) -> None:
     # Task and images: whatever is wrong with them is said before anything is written.
     _check_numbers(config)
     task = _find_task(config.task)
+    # A task may start from another run: it fills in the configuration from there and takes over the scale of images.
+    inherited = task.inherit(config) if hasattr(task, "inherit") else None
     parts = task.build(config)
     train_set, val_set = _open_images(config)
     patch = tuple(config.data.patch)  # filled in now where the configuration left it open
     saved = _saved_metadata(workdir, config)
-    if saved:
-        intensity = intensities.Intensity.from_dict(saved["intensity"])
+    if saved or inherited:
+        intensity = intensities.Intensity.from_dict((saved or inherited)["intensity"])
         if intensity.dtype != train_set.dtype.name:
-            raise InputError(
-                f"{workdir} was trained on {intensity.dtype} images, {config.data.path} is {train_set.dtype}"
-            )
+            run = workdir if saved else config.distill.teacher
+            raise InputError(f"{run} was trained on {intensity.dtype} images, {config.data.path} is {train_set.dtype}")
     else:
         intensity = intensities.fit(lambda: volumes.each(train_set), config.data.normalization)
 
@@ -311,8 +315,12 @@ def _saved_metadata(workdir: Path, config) -> dict | None:
     for name in FIXED:
         old, new = saved["config"], config.to_dict()
         for part in name.split("."):
-            old, new = old.get(part, {}), new[part]
-        if json.dumps(old) != json.dumps(new):
+            old, new = old.get(part), new[part]
+        if old is None:  # of an earlier version, which had no such part
+            continue
+        if name in EARLIER:
+            old = EARLIER[name] | old
+        if json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
             raise InputError(f"{workdir} was trained with {name}={old}, now {new}: restore it or use another --workdir")
     return saved
 

@@ -10,7 +10,7 @@ from jaxsynth import cli
 from jaxsynth.errors import InputError
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("train", "simulate", "sample", "evaluate", "bench", "quickstart")
+COMMANDS = ("train", "simulate", "sample", "evaluate", "tune", "convert", "bench", "quickstart")
 
 
 def fail(error):

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from jaxsynth import cli
-from jaxsynth.tasks import ddpm
+from jaxsynth.errors import InputError
+from jaxsynth.tasks import ddpm, distill
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 
@@ -15,8 +16,12 @@ FILES = sorted((Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 def test_configurations_build(file):
     config = cli.read_config(str(file), [])
     assert config.is_locked
-    assert set(config.keys()) == {"task", "seed", "data", "model", "diffusion", "optim", "train"}
-    assert ddpm.build(config).net.features == config.model.features
+    assert set(config.keys()) == {"task", "seed", "data", "model", "diffusion", "distill", "optim", "train"}
+    if config.task == "distill":  # it takes the network from a teacher, which the user names
+        with pytest.raises(InputError, match="no teacher given"):
+            distill.inherit(config)
+    else:
+        assert ddpm.build(config).net.features == config.model.features
     assert ast.get_docstring(ast.parse(file.read_text()))
 
 

@@ -12,8 +12,11 @@ import jax
 import numpy as np
 import pytest
 
+from configs import common
 from jaxsynth import checkpoint
 from jaxsynth.data import volumes
+from jaxsynth.errors import InputError
+from jaxsynth.train import _saved_metadata
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -170,6 +173,23 @@ def test_a_run_cannot_go_on_as_another(finished, images, overrides, message):
     done = train(finished[0], images, **overrides)
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    """Its configuration lacks the newer keys, which are then as they were trained: anything else is refused."""
+    config = common.get_config()
+    old = config.to_dict()
+    for name in ("prediction", "weighting", "snr_cap"):
+        del old["diffusion"][name]
+    del old["distill"]
+    folder = tmp_path / "checkpoints" / "10" / "metadata"
+    folder.mkdir(parents=True)
+    (tmp_path / "checkpoints" / "10" / "state").mkdir()
+    (folder / "metadata").write_text(json.dumps({"config": old}))
+    assert _saved_metadata(tmp_path, config) == {"config": json.loads(json.dumps(old))}
+    config.diffusion.prediction = "v"
+    with pytest.raises(InputError, match="diffusion="):
+        _saved_metadata(tmp_path, config)
 
 
 @pytest.mark.parametrize(

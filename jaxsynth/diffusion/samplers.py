@@ -23,7 +23,7 @@ from jaxsynth.errors import InputError
 from jaxsynth.records import Schedule
 
 VARIANCES = ("fixed_large", "fixed_small")
-SPACINGS = ("uniform", "log_snr", "karras")
+SPACINGS = ("uniform", "trailing", "log_snr", "karras")
 # Sampler -> spacing that keeps the spread of Gaussian data best.
 SAMPLERS = {
     "ddpm": "uniform",
@@ -31,7 +31,7 @@ SAMPLERS = {
     "dpmpp": "log_snr",
     "dpmpp_sde": "log_snr",
     "heun": "karras",
-    "consistency": "uniform",
+    "consistency": "trailing",
 }
 DEFAULT_SAMPLER = "dpmpp"
 DEFAULT_EVALUATIONS = 20
@@ -91,8 +91,9 @@ def make_plan(
       t_start: 1..T; the first index visited is t_start - 1.
       num_evaluations: of the network, 1..t_start; default all for ddpm, DEFAULT_EVALUATIONS (or t_start) for others.
       prediction: what the network predicts, see `gaussian`.
-      spacing: of the indices visited: uniform in t, in log_snr, or karras (the 7th root of the noise-to-signal ratio);
-        default: the sampler's in SAMPLERS. The last index is 0, and what is left of the noise there is taken off.
+      spacing: of the indices visited: uniform in t, in log_snr, or karras (the 7th root of the noise-to-signal ratio),
+        index 0 being the last; or trailing: uniform, with as long a step from the last to the image as the others.
+        Default: the sampler's in SAMPLERS.
 
     Raises:
       InputError: an argument out of range.
@@ -137,7 +138,9 @@ def check_t_start(t_start: int, num_timesteps: int) -> None:
 
 
 def _times(schedule: Schedule, t_start: int, count: int, spacing: str) -> np.ndarray:
-    """Indices to visit, falling from t_start - 1; from two on, 0 is the last. int [count]."""
+    """Indices to visit, falling from t_start - 1. int [count]."""
+    if spacing == "trailing":
+        return np.round(np.linspace(t_start, 0, count + 1)[:-1]).astype(int) - 1
     if spacing == "uniform" or count == 1:
         return np.round(np.linspace(t_start - 1, 0, count)).astype(int)
     ratio = np.sqrt(1 / schedule.alphas_bar[:t_start] - 1)  # noise over signal, rising with t

@@ -1,9 +1,11 @@
-"""Denoising diffusion on unlabelled patches: the network learns to predict the noise (paper 001, eq. 4).
+"""Denoising diffusion on unlabelled patches: the network learns to predict the noise (paper 001, eq. 4), or the image,
+or the mixture v of both.
 
 A task is five functions: build, init, step, validate, preview.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,6 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxsynth import keys
+from jaxsynth.data import tiles
 from jaxsynth.diffusion import gaussian, samplers
 from jaxsynth.diffusion.schedule import make_schedule
 from jaxsynth.errors import InputError
@@ -19,15 +22,16 @@ from jaxsynth.nn.unet import UNet
 from jaxsynth.optimiser import make_optimiser, update_ema
 from jaxsynth.records import Schedule, TrainState
 
-PREVIEW_STEPS = 20
-
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What stays fixed while training."""
+    """What stays fixed while training; `prediction`, `weighting` and `snr_cap` are those of `gaussian.loss`."""
 
     net: UNet
     schedule: Schedule
+    prediction: str
+    weighting: str
+    snr_cap: float
     optimiser: optax.GradientTransformation
     t_max: int
     noise_channel: bool
@@ -36,7 +40,7 @@ class Parts:
 
 
 def build(config: ConfigDict) -> Parts:
-    """Network, schedule and optimiser of a configuration.
+    """Network, schedule and optimiser of a configuration, be it of `distill` or of an earlier version.
 
     Raises:
       InputError: a value that makes no sense.
@@ -49,6 +53,13 @@ def build(config: ConfigDict) -> Parts:
             f"diffusion.t_max must lie in 1..num_timesteps={config.diffusion.num_timesteps}, "
             f"got {config.diffusion.t_max}"
         )
+    # Checkpoints of earlier versions have no keys for these three.
+    kind = {
+        "prediction": config.diffusion.get("prediction", "noise"),
+        "weighting": config.diffusion.get("weighting", "none"),
+        "snr_cap": config.diffusion.get("snr_cap", 5.0),
+    }
+    gaussian.loss_weights(schedule, **kind)  # says so where they make no sense
     net = UNet(
         features=config.model.features,
         norm=config.model.norm,
@@ -58,6 +69,7 @@ def build(config: ConfigDict) -> Parts:
     return Parts(
         net=net,
         schedule=schedule,
+        **kind,
         optimiser=make_optimiser(
             config.optim.name,
             config.optim.learning_rate,
@@ -88,18 +100,33 @@ def init(parts: Parts, key: jax.Array, batch_shape: tuple[int, ...]) -> TrainSta
 
 
 def denoiser(parts: Parts, params) -> gaussian.Denoise:
-    """The network as denoise(x: [B, *S, 1], t: int32 [B], cond: [B, *S, K] or None) -> noise [B, *S, 1]."""
+    """The network as denoise(x: [B, *S, 1], t: int32 [B], cond: [B, *S, K] or None) -> [B, *S, 1].
 
-    def denoise(x, t, cond):
-        inputs = x if cond is None else jnp.concatenate([x, cond], axis=-1)
-        return parts.net.apply({"params": params}, inputs, t)
+    What comes is the network's own prediction, of the kind parts.prediction.
+    """
+    return lambda x, t, cond: parts.net.apply({"params": params}, _inputs(x, cond), t)
 
-    return denoise
+
+def stages(parts: Parts, params) -> tiles.Stages:
+    """The same network in its three parts, for volumes in tiles."""
+    apply = functools.partial(parts.net.apply, {"params": params})
+    return tiles.Stages(
+        shrink=lambda x, t, cond: apply(_inputs(x, cond), t, method="shrink"),
+        deepen=lambda h, t: apply(h, t, method="deepen"),
+        grow=lambda x, deep, t, cond: apply(_inputs(x, cond), deep, t, method="grow"),
+    )
+
+
+def _inputs(x: jax.Array, cond: jax.Array | None) -> jax.Array:
+    return x if cond is None else jnp.concatenate([x, cond], axis=-1)
 
 
 def condition(parts: Parts, key: jax.Array, shape: tuple[int, ...]) -> jax.Array | None:
-    """The network's second input for volumes of `shape` [*S, 1]: noise drawn once, or None where it has none."""
-    return jax.random.normal(keys.stream(key, "condition"), shape) if parts.noise_channel else None
+    """The network's second input for a volume or batch of `shape`: noise drawn once, or None where it has none.
+
+    By rows of the first axis, as `samplers.rows_of_noise`, so that it can be drawn slab by slab.
+    """
+    return samplers.rows_of_noise(keys.stream(key, "condition"), 0, shape) if parts.noise_channel else None
 
 
 def step(parts: Parts, state: TrainState, batch: jax.Array, key: jax.Array) -> tuple[TrainState, dict]:
@@ -118,14 +145,29 @@ def step(parts: Parts, state: TrainState, batch: jax.Array, key: jax.Array) -> t
     cond = condition(parts, key, batch.shape)
 
     def loss(params, batch, t, noise, cond):
-        return gaussian.noise_loss(denoiser(parts, params), batch, t, noise, parts.schedule, cond).mean()
+        kind = {"prediction": parts.prediction, "weighting": parts.weighting, "snr_cap": parts.snr_cap}
+        return gaussian.loss(denoiser(parts, params), batch, t, noise, parts.schedule, cond, **kind).mean()
+
+    return descend(parts, state, loss, (batch, t, noise, cond))
+
+
+def descend(parts: Parts, state: TrainState, loss: Callable, examples: tuple) -> tuple[TrainState, dict]:
+    """One update of the parameters, in parts.accumulate micro-batches.
+
+    Args:
+      loss: (params, *examples) -> float32 [], a mean over the examples.
+      examples: arrays (or None) whose first axis is the batch.
+
+    Returns:
+      The next state and scalars `loss`, `grad_norm`.
+    """
 
     def split(x):
         # Example i goes to micro-batch i mod n: every device keeps its own share of each.
         return jnp.moveaxis(x.reshape((-1, parts.accumulate, *x.shape[1:])), 1, 0)
 
     if parts.accumulate == 1:
-        value, grads = jax.value_and_grad(loss)(state.params, batch, t, noise, cond)
+        value, grads = jax.value_and_grad(loss)(state.params, *examples)
     else:
 
         def add(total, micro):
@@ -134,7 +176,7 @@ def step(parts: Parts, state: TrainState, batch: jax.Array, key: jax.Array) -> t
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
         # On CPU the gradients of convolutions are eight times slower inside a loop.
         unroll = jax.default_backend() == "cpu"
-        total, _ = jax.lax.scan(add, zero, jax.tree.map(split, (batch, t, noise, cond)), unroll=unroll)
+        total, _ = jax.lax.scan(add, zero, jax.tree.map(split, examples), unroll=unroll)
         value, grads = jax.tree.map(lambda x: x / parts.accumulate, total)
 
     updates, opt_state = parts.optimiser.update(grads, state.opt_state, state.params)
@@ -145,7 +187,9 @@ def step(parts: Parts, state: TrainState, batch: jax.Array, key: jax.Array) -> t
 
 
 def validate(parts: Parts, state: TrainState, batch: jax.Array, key: jax.Array) -> dict:
-    """The denoising loss of the averaged parameters at fixed t and noise.
+    """The mean squared error of the noise that the averaged parameters tell, at fixed t and noise.
+
+    The same measure whatever the network predicts and however its loss is weighted, so that runs can be compared.
 
     Returns:
       Scalars `loss_t{i}` at a tenth, four tenths and nine tenths of t_max, and `loss`, their mean.
@@ -155,8 +199,10 @@ def validate(parts: Parts, state: TrainState, batch: jax.Array, key: jax.Array) 
     scalars = {}
     for t in sorted({int(share * (parts.t_max - 1)) for share in (0.1, 0.4, 0.9)}):
         at = jnp.full(batch.shape[:1], t, jnp.int32)
-        losses = gaussian.noise_loss(denoiser(parts, state.ema_params), batch, at, noise, parts.schedule, cond)
-        scalars[f"loss_t{t}"] = losses.mean()
+        xt = gaussian.noise_to(batch, at, noise, parts.schedule)
+        predicted = denoiser(parts, state.ema_params)(xt, at, cond)
+        told = gaussian.predict_noise(xt, at, predicted, parts.schedule, parts.prediction)
+        scalars[f"loss_t{t}"] = jnp.square(told - noise).mean()
     return {"loss": sum(scalars.values()) / len(scalars)} | scalars
 
 
@@ -173,15 +219,15 @@ def preview(parts: Parts, state: TrainState, batch: jax.Array, key: jax.Array) -
     half = max(parts.t_max // 2, 1)
     noised = samplers.start(key, real, half, parts.schedule)
     at = jnp.asarray(half - 1)
-    estimate = gaussian.predict_x0(noised, at, denoise(noised, at, cond), parts.schedule)
-    plan = samplers.ddpm_plan(parts.schedule, parts.t_max, num_steps=min(PREVIEW_STEPS, parts.t_max))
+    estimate = gaussian.predict_x0(noised, at, denoise(noised, at, cond), parts.schedule, parts.prediction)
+    plan = samplers.make_plan(samplers.DEFAULT_SAMPLER, parts.schedule, parts.t_max, prediction=parts.prediction)
     far = samplers.start(key, real, parts.t_max, parts.schedule)
-    sample = samplers.ddpm(denoise, key, far, plan, cond)
+    sample = samplers.sample(denoise, key, far, plan, cond)
     volumes = {
         "real": real,
         f"noised to {half}": noised,
         "one-step estimate": estimate,
-        f"sample from {parts.t_max} in {plan.t.shape[0]} steps": sample,
+        f"sample from {parts.t_max}, {plan.num_evaluations} evaluations": sample,
     }
     return {title: volume[..., 0] for title, volume in volumes.items()}
 

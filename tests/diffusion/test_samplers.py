@@ -167,6 +167,14 @@ def test_predictions_of_all_kinds_give_the_same(schedule, sampler, prediction):
     np.testing.assert_allclose(*outs, atol=1e-4)
 
 
+def test_consistency_takes_equal_jumps(schedule):
+    """Each evaluation names the image; all but the last are noised again, to the next of equally spaced times."""
+    plan = samplers.make_plan("consistency", schedule, 400, 4)
+    np.testing.assert_array_equal(plan.t, [399, 299, 199, 99])
+    np.testing.assert_allclose(plan.std[:-1] ** 2, 1 - schedule.alphas_bar[[299, 199, 99]], rtol=1e-5)
+    np.testing.assert_array_equal(plan.from_x, 0)
+
+
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS)
 def test_in_pieces_is_the_same(schedule, sampler):
     """Running the plan in two pieces, or from a jitted piece with traced ends, gives the volume of one run."""
@@ -194,7 +202,8 @@ def test_every_number_of_evaluations_has_a_plan(schedule, sampler, spacing):
             assert all(np.isfinite(column).all() for column in jax.tree.leaves(plan))
             falls = np.diff(np.asarray(plan.t))
             assert np.all(falls <= 0) and (sampler == "heun" or np.all(falls < 0))
-            assert count == 1 or plan.t[-1] == 0 or (sampler == "heun" and count == 2)
+            ends = count == 1 or spacing == "trailing" or (sampler == "heun" and count == 2)
+            assert ends or plan.t[-1] == 0
             assert plan.std[-1] == 0 and plan.from_x[-1] in (0, 1)
 
 
