@@ -72,7 +72,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--t_start", type=int, help="noise level of the start (default: 400, or the model's latest)")
     parser.add_argument("--sampler", help="ddpm, ddim, dpmpp, dpmpp_sde, heun or consistency (default: dpmpp)")
     parser.add_argument("--num_evaluations", type=int, help="of the network, per image (default: 20; ddpm: t_start)")
-    parser.add_argument(
+    spacings = "uniform, trailing, log_snr or karras"
+    parser.add_argument("--spacing", help=f"of the noise levels: {spacings} (default: the sampler's)")
         "--spacing", help="of the noise levels: uniform, trailing, log_snr or karras (default: the sampler's)"
     )
     parser.add_argument("--eta", type=float, default=0.0, help="ddim's share of fresh noise, 0..1 (default: 0)")
