@@ -74,8 +74,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--num_evaluations", type=int, help="of the network, per image (default: 20; ddpm: t_start)")
     spacings = "uniform, trailing, log_snr or karras"
     parser.add_argument("--spacing", help=f"of the noise levels: {spacings} (default: the sampler's)")
-        "--spacing", help="of the noise levels: uniform, trailing, log_snr or karras (default: the sampler's)"
-    )
     parser.add_argument("--eta", type=float, default=0.0, help="ddim's share of fresh noise, 0..1 (default: 0)")
     parser.add_argument("--variance", default="fixed_large", help="ddpm's: fixed_large (published) or fixed_small")
     parser.add_argument("--sigma", type=float, default=1.0, help="blur of the sketch, voxels (default: 1)")
