@@ -49,6 +49,20 @@ def make(args) -> None:
     from_image = jax.jit(sketch.sketch_from_image, static_argnums=2)
     merge = jax.jit(membranes.merge_neighbours, static_argnums=3)
 
+    @functools.partial(jax.jit, static_argnums=1)
+    def rim(labels, spacing_um, thickness_um):
+        """The cells' share of their walls: labels there, 0 elsewhere."""
+        depth = membranes.signed_distance_um(labels, spacing_um)  # between centres of voxels, so half a voxel too long
+        within = (depth <= (thickness_um + min(spacing_um)) / 2) | membranes.boundary(labels)
+        return jax.numpy.where(within, labels, 0)
+
+    def draw(ranks, brightness, image, capacity, step):
+        if args.membranes is not None:
+            ranks = rim(ranks, step, args.membranes)
+            if image is None:
+                return sketch.membrane_sketch(ranks > 0, levels=levels)
+        return from_brightness(ranks, brightness) if image is None else from_image(ranks, image, capacity)
+
     @functools.partial(jax.jit, static_argnums=(2, 3))
     def draw_maps(labels, brightness, spacing_um, wanted):
         made = Specimen(labels, brightness, *(0,) * 4)
@@ -67,19 +81,15 @@ def make(args) -> None:
         capacity = 2 ** math.ceil(math.log2(max(num_cells, 63) + 1))
         key = keys.stream(keys.root(args.seed), outputs.STREAM, name)
         brightness = jax.random.uniform(keys.stream(key, "brightness"), (capacity + 1,))
-        if args.images:
-            image = intensities.normalise(volumes.read(images[name]), intensity)
-            drawn = from_image(ranks, image, capacity)
-        else:
-            drawn = from_brightness(ranks, brightness)
-        results = {"labels": labels, "sketches": drawn}
+        image = intensities.normalise(volumes.read(images[name]), intensity) if args.images else None
+        spacing_um = args.spacing_um or volumes.spacing_um(files[name])
+        # Without a voxel size distances are in voxels.
+        step = tuple(spacing_um or (1.0,) * labels.ndim)
+        results = {"labels": labels, "sketches": draw(ranks, brightness, image, capacity, step)}
         if args.merge:
             merged, _ = merge(keys.stream(key, "merge"), ranks, args.merge, capacity)
             results |= {"labels": id_of[np.asarray(merged)], "labels_true": labels}
-        spacing_um = args.spacing_um or volumes.spacing_um(files[name])
         if maps:
-            # Without a voxel size distances are in voxels.
-            step = tuple(spacing_um or (1.0,) * labels.ndim)
             wanted = specimens.Wanted(maps=maps, alpha_um=alpha * step[-1], beta_um=beta * step[-1])
             results |= draw_maps(ranks, brightness, step, wanted)
             if "seeds" in maps:
@@ -90,6 +100,7 @@ def make(args) -> None:
 
     settings = {"labels": str(args.labels), "images": args.images, "background_label": args.background_label,
                 "spacing_um": args.spacing_um, "levels": list(levels), "merge": args.merge or 0.0}  # fmt: skip
+    settings |= {} if args.membranes is None else {"membranes": args.membranes}
     settings |= {"alpha": alpha, "beta": beta} if "position" in maps else {}
     outputs.make(args, settings, list(files), folders, make_one, what="label images and sketches", intensity=intensity)
 

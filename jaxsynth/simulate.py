@@ -27,9 +27,9 @@ MAPS = ("boundary", "distance", "seeds", "position")
 # What goes with which source of labels only.
 RECIPE_ONLY = ("num", "shape", "cells", "render", "psf", "overlap", "clustering", "centres", "mask", "shape_model",
                "frames", "cycle_frames", "step_um", "death_rate", "brightness_images", "brightness_labels")  # fmt: skip
-LABELS_ONLY = ("images", "fit_shape", "modes")
+LABELS_ONLY = ("images", "membranes", "fit_shape", "modes")
 NOT_WITH_FRAMES = ("maps", "merge", "overlap", "centres")
-NOT_WITH_FIT = ("images", "checkpoint", "maps", "merge", "worker", "preview", "normalization")
+NOT_WITH_FIT = ("images", "membranes", "checkpoint", "maps", "merge", "worker", "preview", "normalization")
 
 
 def main() -> None:
@@ -118,6 +118,9 @@ def _parser() -> cli.Parser:
     add = own.add_argument
     add("--labels", help="folder, glob or file")
     add("--images", help="the real images, same names: each cell gets its mean brightness in them")
+    add("--membranes", type=float, metavar="UM",
+        help="sketch the walls of the cells, so many micrometres thick (voxels where files state no size), in place of "
+             "their bodies; with --images each as bright as on average in them")  # fmt: skip
     add("--fit_shape", choices=("organism", "cell"), help="write a statistical shape model of them to OUT instead")
     add("--modes", type=int, help="its number of modes; default 10")
     return parser
@@ -189,6 +192,7 @@ def _check_ranges(args) -> None:
     expect("seed", lambda x: 0 <= x < 2**32, f"0 to {2**32 - 1}")
     expect("background_label", lambda x: x >= 0, "0 or more")
     expect("modes", lambda x: x >= 0, "0 or more")
+    expect("membranes", lambda x: 0 < x < math.inf, "a positive number")
     expect("merge", lambda x: 0 <= x <= 1, "a share of 0 to 1")
     expect("overlap", lambda x: 0 <= x < 1, "a share of 0 to below 1")
     expect("clustering", lambda x: 0 <= x <= 1, "a probability")

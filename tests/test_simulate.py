@@ -133,6 +133,27 @@ def test_own_labels_without_images_get_random_greys(command, own):
     assert (drawn[0] != drawn[1]).any()
 
 
+def test_own_labels_as_membranes(command, tmp_path):
+    """Two touching cells, voxels of 0.5 x 0.25 um: walls of 1 um take half of it, 0.5 um, from each cell."""
+    labels = np.zeros((40, 60), np.uint16)
+    labels[10:30, 10:30], labels[10:30, 30:50] = 1, 2
+    volumes.write(tmp_path / "masks" / "a.tif", labels)
+    words = ("--labels", tmp_path / "masks", "--spacing", "0.5,0.25", "--membranes", 1.0)
+    status, _, error = command(*words, "--out", tmp_path / "out")
+    assert status == 0, error
+    drawn = tifffile.imread(tmp_path / "out" / "sketches" / "a.tif")
+    inside = np.zeros_like(labels, bool)
+    inside[11:29, 12:28] = inside[11:29, 32:48] = True
+    np.testing.assert_array_equal(drawn > drawn[0, 0], (labels > 0) & ~inside)
+    image = np.where(labels == 1, 200, np.where(labels == 2, 100, 10)).astype(np.uint8)
+    volumes.write(tmp_path / "real" / "a.tif", image)
+    status, _, error = command(*words, "--images", tmp_path / "real", "--out", tmp_path / "again")
+    assert status == 0, error
+    bright = tifffile.imread(tmp_path / "again" / "sketches" / "a.tif")
+    assert bright[10, 15] > bright[10, 40] > bright[20, 20] == bright[0, 0]
+    assert command("--recipe", "nuclei", "--num", 1, "--membranes", 1, "--out", tmp_path / "x")[0] == 2
+
+
 def test_checkpoint_gives_the_sketches_its_levels(command, own, tmp_path):
     fitted = intensity.fit([tifffile.imread(own / "real" / f"f{index}.tif") for index in range(3)], "asinh")
     state = TrainState(jnp.int32(3), {"w": jnp.zeros(2)}, {"w": jnp.zeros(2)}, {})
