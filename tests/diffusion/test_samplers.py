@@ -71,12 +71,13 @@ def test_all_steps_of_ddpm_recover_the_data(schedule, std, t_start):
     assert abs(out.std() / std - 1) < 0.015
 
 
-# Sampler, evaluations, and how much of the spread may be missing or too much: what the docstring recommends.
+# Sampler, evaluations, and how much of the spread may be missing or too much: what the docstring recommends. (The
+# one-step posterior over every fourth of 400 steps would give 2.87 times the spread, a trap of the published programs.)
 RECOMMENDED = [
     *(("dpmpp", count, allowed) for count, allowed in ((5, 0.08), (10, 0.03), (20, 0.02), (50, 0.02), (200, 0.02))),
     *(("dpmpp_sde", count, allowed) for count, allowed in ((10, 0.04), (20, 0.02), (50, 0.02))),
     *(("heun", count, allowed) for count, allowed in ((20, 0.04), (21, 0.04), (50, 0.02))),
-    *(("ddpm", count, allowed) for count, allowed in ((100, 0.04), (200, 0.02))),
+    *(("ddpm", count, allowed) for count, allowed in ((50, 0.04), (100, 0.02), (200, 0.02))),
     *(("ddim", count, allowed) for count, allowed in ((50, 0.05), (200, 0.02))),
 ]
 
@@ -132,7 +133,7 @@ def test_ddpm_is_the_textbook_posterior(schedule):
     """Ho et al. 2020, eq. 6-7, at every index; respaced with betas between those visited, as in Nichol and Dhariwal
     2021, section 4."""
     for count in (400, 20):
-        plan = samplers.make_plan("ddpm", schedule, 400, count)
+        plan = samplers.make_plan("ddpm", schedule, 400, count, spacing="uniform")
         visited = np.round(np.linspace(399, 0, count)).astype(int)
         np.testing.assert_array_equal(plan.t, visited)
         bars = schedule.alphas_bar[visited]
@@ -149,12 +150,6 @@ def test_ddim_with_eta_one_is_ddpm_with_the_posterior_variance(schedule):
     other = samplers.make_plan("ddpm", schedule, 400, 30, variance="fixed_small")
     for name in ("t", "from_x", "from_x0", "from_previous", "std"):
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-6)
-
-
-def test_skipping_steps_keeps_the_spread(schedule):
-    """The one-step posterior over every fourth step would give 0.287 here (a trap of the published programs)."""
-    out = sample(schedule, 0.1, 400, samplers.make_plan("ddpm", schedule, 400, 100))
-    assert abs(out.std() - 0.1) < 0.004
 
 
 @pytest.mark.parametrize("prediction", ["x0", "v"])
