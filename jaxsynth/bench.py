@@ -17,7 +17,8 @@ Suite sample makes an image of a sketch with the default sampler from t_start 40
 (51 x 128 x 128) and volume_large (180 x 512 x 512; on a CPU one evaluation, multiplied); step_2d and step_3d are one
 evaluation of the published network. --peer torch runs the PyTorch twin of tests/peers in turns with it: 400 DDPM steps
 on every tile of the published tiling, each tile on its own; all but image_256 time single steps on single tiles and
-multiply, as peer_note says. overhead is evaluated voxels over the image's; peak_bytes, on a CPU, what the process grew.
+multiply, as peer_note says. overhead is evaluated voxels over the image's, work operations over
+those of the untiled network; peak_bytes, on a CPU, what the process grew.
 """
 
 import functools
@@ -107,7 +108,7 @@ def measure(suite: str, case: str, peer: str | None = None) -> dict:
 
 def table(rows: list[dict]) -> str:
     """The rows as text, one line each below a heading, without columns that would be empty; then the rows' notes."""
-    columns = {"cells": ("num_cells", 1), "evals": ("evaluations", 1), "overhead": ("overhead", 1),
+    columns = {"cells": ("num_cells", 1), "evals": ("evaluations", 1), "overhead": ("overhead", 1), "work": ("work", 1),
                "compile s": ("compile_s", 1), "median s": ("median_s", 1), "Mvoxels/s": ("voxels_per_s", 1e6),
                "peak MB": ("peak_bytes", 1e6), "peer s": ("peer_median_s", 1), "ratio": ("ratio", 1)}  # fmt: skip
     columns = {name: at for name, at in columns.items() if any(row.get(at[0]) is not None for row in rows)}

@@ -18,7 +18,7 @@ from pathlib import Path
 from jaxsynth import cli
 from jaxsynth.errors import InputError
 
-KEYS = ("evaluations", "peer_evaluations", "overhead", "note", "peer_note")
+KEYS = ("evaluations", "peer_evaluations", "overhead", "work", "note", "peer_note")
 PEERS = ("torch",)
 TWIN = Path(__file__).parent.parent / "tests" / "peers" / "unet.py"
 CONFIG = Path(__file__).parent.parent / "configs" / "ddpm.py"
@@ -59,11 +59,15 @@ def sketch_to_image(
 
     from jaxsynth import keys, trained
     from jaxsynth.diffusion import samplers
+    from jaxsynth.nn import unet
 
     module = load_twin() if peer else None
     model = untrained(len(shape), features)
     plan = trained.make_plan(model, t_start, num_evaluations=evaluations)
-    row = {"shape": shape, "evaluations": plan.num_evaluations, "overhead": trained.grid_for(model, shape).overhead}
+    grid = trained.grid_for(model, shape)
+    shrink, deepen, whole = unet.operations(len(shape), features)
+    row = {"shape": shape, "evaluations": plan.num_evaluations, "overhead": grid.overhead}
+    row["work"] = grid.work(shrink / whole, deepen / whole)
     factor = 1
     if one_on_cpu and jax.default_backend() == "cpu":
         factor, plan = plan.num_evaluations, trained.make_plan(model, t_start, num_evaluations=1)
@@ -109,7 +113,7 @@ def evaluation(
     program = jax.jit(lambda params, x, t, cond: ddpm.denoiser(model.parts, params)(x, t, cond))
     x, cond = jax.random.normal(keys.root(0), (2, 1, *shape, 1))
     ours, first_s, peak = _warm(lambda: program(model.params, x, jnp.array([200]), cond))
-    row = {"shape": shape, "peak_bytes": peak, "evaluations": 1, "overhead": 1.0}
+    row = {"shape": shape, "peak_bytes": peak, "evaluations": 1, "overhead": 1.0, "work": 1.0}
     if module is None:
         return _finish(row, first_s, _turns(ours, None, rounds)[0])
     forward, inputs = twin(module, shape, features)

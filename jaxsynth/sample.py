@@ -23,14 +23,16 @@ from jaxsynth.errors import InputError
 
 FOLDERS = ("labels", "sketches", "images")
 T_START = 400
+EVALUATIONS = 20  # samplers.DEFAULT_EVALUATIONS, for the help alone, which imports nothing heavy
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One file to make: its name, and a function that returns (labels int32 [*S], sketch float32 [*S], spacing_um or
-    None)."""
+    """One file to make: its name, shape [*S], and a function that returns (labels int32 [*S], sketch float32 [*S],
+    spacing_um or None)."""
 
     name: str
+    shape: tuple[int, ...]
     draw: Callable
 
 
@@ -70,8 +72,12 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--t_start", type=int, help="noise level of the start (default: 400, or the model's latest)")
-    parser.add_argument("--sampler", help="ddpm, ddim, dpmpp, dpmpp_sde, heun or consistency (default: dpmpp)")
-    parser.add_argument("--num_evaluations", type=int, help="of the network, per image (default: 20; ddpm: t_start)")
+    parser.add_argument(
+        "--sampler", help="ddpm, ddim, dpmpp, dpmpp_sde or heun (default: dpmpp); consistency of distilled models"
+    )
+    parser.add_argument(
+        "--num_evaluations", type=int, help="of the network, per image (default: 20; ddpm: t_start; consistency: 2)"
+    )
     spacings = "uniform, trailing, log_snr or karras"
     parser.add_argument("--spacing", help=f"of the noise levels: {spacings} (default: the sampler's)")
     parser.add_argument("--eta", type=float, default=0.0, help="ddim's share of fresh noise, 0..1 (default: 0)")
@@ -87,13 +93,15 @@ def _parse() -> argparse.Namespace:
         "--overlap",
         type=cli.numbers(int),
         metavar="Z,Y,X",
-        help="overlap of tiles, voxels (default and least: 32, which makes tiled and untiled results equal)",
+        help="overlap of tiles, voxels (default and least: 32, which makes tiled and untiled results equal; 64 for "
+        "norm=instance, which blends them)",
     )
     parser.add_argument("--tile_batch", type=int, help="tiles evaluated at once (default: one per device)")
     parser.add_argument(
         "--scratch",
         metavar="DIR",
-        help="for volumes larger than the memory: they are worked on in files here, and written as mapped TIFF",
+        help="for volumes larger than the memory: worked on in files here and written as mapped TIFF; sketches and "
+        "labels are mapped, too, where they are uncompressed TIFF",
     )
     return parser.parse_args()
 
@@ -119,6 +127,8 @@ def sample(args: argparse.Namespace) -> None:
     # What is to be made.
     root = keys.root(args.seed)
     jobs, source = (_given if args.sketches else _simulated)(args, model, root)
+    for shape in {job.shape for job in jobs}:
+        trained.grid_for(model, shape, args.tile, args.overlap)  # says so where tile and overlap do not go together
     settings = {
         "seed": args.seed,
         "checkpoint_step": model.folder.name,
@@ -218,8 +228,6 @@ def _count_cells(labels) -> int:
 
 def _check(args, ndim: int) -> None:
     """Raises InputError where an argument makes no sense."""
-    from jaxsynth.data import tile_grid
-
     if not 0 <= args.sigma < 100:
         raise InputError(f"--sigma must lie in 0..100 voxels, got {args.sigma}")
     for name, value in (("num", args.num), ("tile_batch", args.tile_batch)):
@@ -233,10 +241,9 @@ def _check(args, ndim: int) -> None:
             raise InputError(f"--{name} does not go with --{'sketches' if args.sketches else 'recipe'}")
     if args.scratch is not None and not Path(args.scratch).is_dir():
         raise InputError(f"--scratch {args.scratch}: no such folder")
-    tile = _per_axis("--tile", args.tile, ndim, 8)
-    overlap = _per_axis("--overlap", args.overlap, ndim, 0)
-    if tile:
-        tile_grid.plan_tiles((2 * max(tile),) * ndim, tile, overlap)  # says so where they do not go together
+    for name, sizes, least in (("tile", args.tile, 8), ("overlap", args.overlap, 0)):
+        if sizes is not None and (len(sizes) != ndim or min(sizes) < least):
+            raise InputError(f"--{name}: expected {ndim} whole numbers of {least} or more; got {sizes}")
 
 
 def _given(args, model, root) -> tuple[list[Job], dict]:
@@ -263,8 +270,8 @@ def _given(args, model, root) -> tuple[list[Job], dict]:
             raise InputError(f"{folder} has no label image for {file.name}")
         if jobs and jobs[-1].name == file.stem:
             raise InputError(f"{args.sketches}: two sketches are named {file.stem}")
-        draw(file, labelled[file.stem])  # what is wrong is said before anything is written
-        jobs.append(Job(file.stem, functools.partial(draw, file, labelled[file.stem])))
+        shape = draw(file, labelled[file.stem])[0].shape  # what is wrong is said before anything is written
+        jobs.append(Job(file.stem, shape, functools.partial(draw, file, labelled[file.stem])))
     return jobs, {"sketches": args.sketches, "labels": str(folder)}
 
 
@@ -282,18 +289,7 @@ def _simulated(args, model, root) -> tuple[list[Job], dict]:
         return np.asarray(drawn.specimen.labels), np.asarray(drawn.sketch), plan.spacing_um
 
     names = [f"{args.recipe}_{i:04d}" for i in range(args.num or 10)]
-    return [Job(name, functools.partial(draw, name)) for name in names], dataclasses.asdict(plan)
-
-
-def _per_axis(name: str, sizes: tuple[int, ...] | None, ndim: int, least: int) -> tuple[int, ...] | None:
-    """The argument `name` where it was given.
-
-    Raises:
-      InputError: it has not one number per axis, or one below `least`.
-    """
-    if sizes is not None and (len(sizes) != ndim or min(sizes) < least):
-        raise InputError(f"{name}: expected {ndim} whole numbers of {least} or more; got {sizes}")
-    return sizes
+    return [Job(name, tuple(plan.shape), functools.partial(draw, name)) for name in names], dataclasses.asdict(plan)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ MAY = (
             "trained",
             "tune_pairs",
         },
-        "bench_sample": BASE | {"cli", "data", "diffusion", "tasks", "trained"},
+        "bench_sample": BASE | {"cli", "data", "diffusion", "nn", "tasks", "trained"},
         "compare_labels": BASE | {"data", "figures", "manifest", "metrics"},
         "outputs": BASE | {"checkpoint", "data", "figures", "manifest"},
         "centre_files": BASE | {"data"},

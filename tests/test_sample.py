@@ -12,6 +12,7 @@ from configs import common
 from jaxsynth import checkpoint
 from jaxsynth import sample as command
 from jaxsynth.data import volumes
+from jaxsynth.diffusion import samplers
 from jaxsynth.train import train
 
 FOLDERS = ("images", "labels", "sketches")
@@ -127,6 +128,10 @@ def test_every_sampler_can_be_asked_for(dataset, model, monkeypatch, tmp_path, s
     assert json.loads((tmp_path / "set" / "manifest.json").read_text())["settings"]["sampler"] == sampler
 
 
+def test_help_tells_the_default():
+    assert command.EVALUATIONS == samplers.DEFAULT_EVALUATIONS
+
+
 def test_another_seed_makes_other_cells_and_noise(dataset, model, monkeypatch, tmp_path):
     other = sample(monkeypatch, model, tmp_path / "set", *RECIPE, "--num", 1, "--seed", 1)["nuclei_0000"]
     for a, b in zip(other, dataset[1]["nuclei_0000"], strict=True):
@@ -146,7 +151,8 @@ def test_another_seed_makes_other_cells_and_noise(dataset, model, monkeypatch, t
         (("--recipe", "yeast"), "nuclei"),
         (("--recipe", "celegans"), "3D"),
         (("--recipe", "nuclei", "--shape", "4x4"), "--shape"),
-        (("--recipe", "nuclei", "--tile", "8,8"), "overlap"),
+        (("--recipe", "nuclei", "--shape", "64,64", "--tile", "32,32"), "overlap"),
+        (("--recipe", "nuclei", "--tile", "4,4"), "--tile"),
         (("--recipe", "nuclei", "--sigma", "-1"), "--sigma"),
         (("--recipe", "nuclei", "--step", "7"), "step"),
         (("--sketches", "nowhere"), "nowhere"),
