@@ -1,9 +1,11 @@
 """What the commands share: one line and status 2 for a user's mistake, and the compilation cache."""
 
 import argparse
+import datetime
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +41,12 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def eta(begun: float, share: float) -> str:
+    """When work will be finished, "ETA 0:01:30", of which a share in (0, 1] is done since `time.perf_counter()` was
+    `begun`."""
+    return f"ETA {datetime.timedelta(seconds=round((time.perf_counter() - begun) * max(1 / share - 1, 0)))}"
 
 
 def cache_dir() -> Path:

@@ -5,7 +5,8 @@
 
 CKPT is a PyTorch Lightning checkpoint (or a bare state dict) of the published diffusion denoiser, 2D or 3D; DIR becomes
 a run that jaxsynth.sample and jaxsynth.tune take. Such a file does not tell what images the network was trained on:
---images FOLDER measures their range, type and voxel size. No code that the file may hold is run.
+--images FOLDER measures their range, type and voxel size, in files of several channels those of --channel. No code that
+the file may hold is run.
 
 RUN is a training run or one of its checkpoints; FILE holds the averaged weights under the published names, for
 torch.load, and all else that jaxsynth needs to take it back.
@@ -31,7 +32,14 @@ PATCHES = {2: (256, 256), 3: (32, 128, 128)}
 CONFIG = {
     "task": "ddpm",
     "seed": 0,
-    "data": {"path": "", "channel": -1, "normalization": "minmax_shifted", "patch": (), "batch_size": 1},
+    "data": {
+        "path": "",
+        "channel": -1,
+        "dataset": "data/image",
+        "normalization": "minmax_shifted",
+        "patch": (),
+        "batch_size": 1,
+    },
     "model": {"features": 16, "norm": "instance", "noise_channel": True, "bfloat16": False, "remat": False},
     "diffusion": {
         "schedule": "cosine",
@@ -66,14 +74,18 @@ def _main() -> None:
     parser.add_argument("source", metavar="CKPT|RUN", help="a PyTorch checkpoint, or the folder of a jaxsynth run")
     parser.add_argument("--out", required=True, help=f"folder of the new run, or the file ({', '.join(SUFFIXES)})")
     parser.add_argument("--images", help="images as the network was trained on: folder, glob or file (CKPT only)")
+    parser.add_argument("--channel", type=int, help="channel of the images, for --images and later (CKPT only)")
+    parser.add_argument("--dataset", help="data set inside HDF5 files, likewise (default: data/image)")
     parser.add_argument("--norm", help="instance or none, which CKPT does not tell (default: instance)")
     parser.add_argument("--schedule", help="cosine, linear, quadratic or sigmoid, likewise (default: cosine)")
     parser.add_argument("--step", help="which checkpoint of RUN: best, latest or a step (default: best)")
     args = parser.parse_args()
     to_torch = Path(args.source).is_dir()
-    for name in ("images", "norm", "schedule") if to_torch else ("step",):
+    for name in ("images", "channel", "dataset", "norm", "schedule") if to_torch else ("step",):
         if getattr(args, name) is not None:
             raise InputError(f"--{name} does not go with {'a run' if to_torch else 'a PyTorch checkpoint'}")
+    if args.channel is not None and args.channel < 0:
+        raise InputError(f"--channel: expected 0 or more; got {args.channel}")
     (write_torch if to_torch else read_torch)(args)
 
 
@@ -147,7 +159,9 @@ def write_torch(args: argparse.Namespace) -> None:
         raise InputError(f"--out {out}: expected a file that ends in {', '.join(SUFFIXES)}")
     model = trained.open_trained(args.source, args.step or "best")
     state = {f"network.{name}": array for name, array in published.from_params(model.params).items()}
-    content = {"state_dict": state, "global_step": int(model.folder.name), OURS: json.dumps(model.metadata)}
+    # A checkpoint that was renamed tells no step.
+    step = int(model.folder.name) if model.folder.name.isdecimal() else 0
+    content = {"state_dict": state, "global_step": step, OURS: json.dumps(model.metadata)}
     out.parent.mkdir(parents=True, exist_ok=True)
     torch_files.write(out, content)
     for what, here, there in (
@@ -200,11 +214,17 @@ def _metadata(source: Path, content: dict, network, args) -> dict:
         config["model"]["norm"] = args.norm
     if args.schedule:
         config["diffusion"]["schedule"] = args.schedule
+    data = config["data"]
+    if args.channel is not None:
+        data["channel"] = args.channel
+    if args.dataset:
+        data["dataset"] = args.dataset
     if args.images:
-        images = volumes.open_set(args.images)
+        channel = data.get("channel", -1)
+        images = volumes.open_set(args.images, channel=None if channel < 0 else channel, dataset=data.get("dataset"))
         if images.ndim != network.rank:
             raise InputError(f"--images {args.images}: images are {images.ndim}D, the network is {network.rank}D")
-        intensity = intensities.fit(lambda: volumes.each(images), config["data"]["normalization"])
+        intensity = intensities.fit(lambda: volumes.each(images), data["normalization"])
         seen = survey.survey(images, intensity)
         metadata |= {
             "intensity": intensity.to_dict(),

@@ -32,22 +32,56 @@ def open_manifest(out: Path, command: str, settings: dict) -> dict:
     Raises:
       InputError: the folder holds files made by another command or with other settings, or no folder.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file, expected a folder")
+    _check_folder(out)
     settings = json.loads(json.dumps(settings))
     files, before = {}, {}
     for earlier in _earlier(out):
         if earlier["command"] != command:
             raise InputError(f"{out}: was made by jaxsynth.{earlier['command']}; choose another --out")
-        old = earlier["settings"]
-        for name, value in settings.items():
-            if name in old and old[name] != value:
-                raise InputError(f"{out}: was made with {name} {old[name]}, not {value}; choose another --out")
-        before |= old
+        check_settings(out, earlier["settings"], settings)
+        before |= earlier["settings"]
         _merge(files, earlier["files"])
     versions = {package: metadata.version(package) for package in ("jax", "jaxlib", "flax", "numpy")}
     versions |= {"jaxsynth": jaxsynth.__version__, "python": platform.python_version()}
     return {"command": command, "settings": before | settings, "versions": versions, "files": files}
+
+
+def open_result(out: Path, name: str, settings: dict, part: str) -> dict:
+    """What a command that goes on where it stopped keeps in OUT/name, begun earlier or now; nothing is written yet.
+
+    Args:
+      settings: as in `open_manifest`.
+      part: the entry that collects what is finished.
+
+    Returns:
+      {"settings", part: {...}}, the part empty where nothing has been made yet.
+
+    Raises:
+      InputError: the file is none of that kind or of other settings, or `out` is no folder.
+    """
+    _check_folder(out)
+    file, settings = out / name, json.loads(json.dumps(settings))
+    before, finished = {}, {}
+    if file.is_file():
+        try:
+            content = json.loads(file.read_text())
+            before, finished = dict(content["settings"]), dict(content[part])
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError):
+            raise InputError(f"{file}: not a result of this command; choose another --out") from None
+        check_settings(out, before, settings)
+    return {"settings": before | settings, part: finished}
+
+
+def check_settings(out: Path, before: dict, settings: dict) -> None:
+    """Raises InputError where what lies in `out` was made with another value of a setting; both as JSON gives them."""
+    for name, value in settings.items():
+        if name in before and before[name] != value:
+            raise InputError(f"{out}: was made with {name} {before[name]}, not {value}; choose another --out")
+
+
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out}: is a file, expected a folder")
 
 
 def _earlier(out: Path) -> list[dict]:

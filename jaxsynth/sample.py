@@ -10,7 +10,6 @@ second run.
 
 import argparse
 import dataclasses
-import datetime
 import functools
 import hashlib
 import time
@@ -160,9 +159,8 @@ def sample(args: argparse.Namespace) -> None:
     for number, job in enumerate(todo):
 
         def progress(done, count, number=number, name=job.name):
-            share = (number + done / count) / len(todo)
-            left = datetime.timedelta(seconds=round((time.perf_counter() - begun) * (1 / share - 1)))
-            print(f"{number + 1}/{len(todo)} {name}  evaluation {done}/{count}  ETA {left}", flush=True)
+            left = cli.eta(begun, (number + done / count) / len(todo))
+            print(f"{number + 1}/{len(todo)} {name}  evaluation {done}/{count}  {left}", flush=True)
 
         labels, sketch, spacing = job.draw()
         image = make(keys.stream(root, "sample", job.name), sketch, plan, sigma=args.sigma, progress=progress)

@@ -28,9 +28,9 @@ def markdown(result: Mapping, judged: Sequence[str]) -> str:
     crop = "x".join(map(str, settings["crop"])) + " of " if settings["crop"] else ""
     head = [
         f"{crop}{len(result['images'])} images, t_start {settings['t_start']}, sigma {settings['sigma']:g}, reference "
-        f"{settings['reference']} steps of DDPM, seed {settings['seed']}, {result['device']}. Seconds are per image, "
+        f"{settings['reference']} steps of DDPM, seed {settings['seed']}, {settings['device']}. Seconds are per image, "
         "without compiling. *Italic*: worse than the reference by more than 2 standard errors and than its two runs "
-        "differ.",
+        "differ." + (f" Within noise is of all but {unjudged(result)}." if result["unjudged"] else ""),
         "",
         "| sampler | evaluations | s | " + " | ".join(title for title, _ in COLUMNS.values()) + " | within noise |",
         "|---|" + "---:|" * (2 + len(COLUMNS)) + "---|",
@@ -56,6 +56,12 @@ def markdown(result: Mapping, judged: Sequence[str]) -> str:
         seconds = f"{row['seconds']:.3g}"
         lines.append(line(name, row["evaluations"], seconds, row, row.get("within"), mark))
     return "\n".join([*head, *lines]) + "\n"
+
+
+def unjudged(result: Mapping) -> str:
+    """The metrics that could not be judged, in words, and why."""
+    names = ", ".join(COLUMNS[name][0].split(",")[0] for name in result["unjudged"])
+    return f"{names}, undefined for these images or with one of them left out"
 
 
 def draw(out: Path, result: Mapping, columns: Mapping[str, np.ndarray], name: str, spacing_um) -> None:

@@ -37,8 +37,13 @@ def read(file: Path, ndim: int, *, mapped: bool = False) -> np.ndarray:
     sketch = volumes.read(file, mapped=mapped)
     if sketch.ndim != ndim:
         raise InputError(f"{file}: the sketch is {sketch.ndim}D, the model {ndim}D")
+    check_values(file, sketch)
+    return sketch if isinstance(sketch, np.memmap) else sketch.astype(np.float32)
+
+
+def check_values(file: Path, sketch: np.ndarray) -> None:
+    """Raises InputError, naming `file`, where an array [*S] is not float in [-1, 1]."""
     slabs = (sketch[first : first + ROWS] for first in range(0, sketch.shape[0], ROWS))
     # A comparison that NaN fails.
     if sketch.dtype.kind != "f" or not all(np.all(np.abs(slab) <= 1) for slab in slabs):
         raise InputError(f"{file}: sketches must be float in [-1, 1], as jaxsynth.simulate writes them")
-    return sketch if isinstance(sketch, np.memmap) else sketch.astype(np.float32)

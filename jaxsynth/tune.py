@@ -84,7 +84,8 @@ def _parse() -> argparse.Namespace:
 def _check(args) -> None:
     """Refuses what makes no sense whatever the model, and fills in defaults."""
     for name in START if args.samplers else SAMPLERS:
-        if getattr(args, name) not in (None, False):
+        value = getattr(args, name)
+        if value is not None and value is not False:  # 0 was given too
             raise InputError(f"--{name}: {'does not go' if args.samplers else 'goes'} with --samplers")
     for name, default in (SAMPLERS if args.samplers else START).items():
         setattr(args, name, default if getattr(args, name) is None else getattr(args, name))

@@ -1,6 +1,8 @@
 """Real images and the sketches of their cells, as `jaxsynth.tune` compares them."""
 
 import dataclasses
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +52,7 @@ def read(args, model) -> Images:
         chosen = [[files[name] for name in both] for files in by_name]
     else:
         chosen = [[files[i] for i in spread(len(files), min(args.num, len(files)))] for files in found.values()]
-    data = model.config.data
-    sets = [
-        volumes.open_set(chosen[0], channel=None if data.channel < 0 else data.channel, dataset=data.dataset),
-        volumes.open_set(chosen[1]),
-    ]
+    sets = [open_real(chosen[0], model), volumes.open_set(chosen[1])]
     for name, one in zip(found, sets, strict=True):
         if one.ndim != model.ndim:
             raise InputError(f"{name}: the images are {one.ndim}D, the model {model.ndim}D")
@@ -64,10 +62,23 @@ def read(args, model) -> Images:
                 raise InputError(f"{sketch}: expected the shape of {real}, {shapes[0]}; got {shapes[1]}")
     real, sketches = (tuple(_crop(one, i, args.crop) for i in range(len(one.paths))) for one in sets)
     for path, sketch in zip(sets[1].paths, sketches, strict=True):
-        if sketch.dtype.kind != "f" or np.abs(sketch).max() > 1:
-            raise InputError(f"{path}: sketches must be float in [-1, 1], as jaxsynth.simulate writes them")
+        sketch_files.check_values(path, sketch)
     names = tuple(path.stem for path in sets[0].paths)
     return Images(names, real, tuple(sketch.astype(np.float32) for sketch in sketches), bool(both))
+
+
+def open_real(path, model) -> volumes.VolumeSet:
+    """The images at `path` (see `volumes.find_files`), of the channel and data set that the model was trained on."""
+    data = model.config.data
+    return volumes.open_set(path, channel=None if data.channel < 0 else data.channel, dataset=data.get("dataset"))
+
+
+def digest(images: Iterable[np.ndarray]) -> str:
+    """SHA-256 of the voxels, image after image."""
+    found = hashlib.sha256()
+    for image in images:
+        found.update(np.ascontiguousarray(image))
+    return found.hexdigest()
 
 
 def _crop(one: volumes.VolumeSet, index: int, crop: tuple[int, ...] | None) -> np.ndarray:

@@ -9,15 +9,14 @@ by at most 2 standard errors of that difference (jackknife over images: for a me
 the paired differences), or by at most the difference between the two runs, whichever is larger. With a single image
 the second alone holds. This says that no loss is shown, not that there is none: with few images the standard errors
 are wide, so look at the differences too. Recommended is the setting of fewest evaluations, then of least time, that
-is within the noise in all six.
+is within the noise in all six; those of them that are undefined, such as the Frechet distance of images with too few
+patches, decide nothing, and are named beside the recommendation.
 
 A distilled model is measured against its teacher: the sampler "consistency" runs the student, all else the teacher.
 """
 
 import dataclasses
-import datetime
-import hashlib
-import json
+import functools
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,14 +24,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxsynth import checkpoint, compare_images, keys, samplers_report, tune_pairs
+from jaxsynth import checkpoint, cli, compare_images, keys, samplers_report, tune_pairs
 from jaxsynth import manifest as manifests
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import volumes
 from jaxsynth.diffusion import samplers
 from jaxsynth.errors import InputError
 from jaxsynth.sim.sketch import blur
-from jaxsynth.trained import Trained, generator, make_plan, open_trained
+from jaxsynth.trained import Trained, generator, grid_for, make_plan, open_trained
 
 NAME = "samplers.json"
 REFERENCES = ("reference_1", "reference_2")
@@ -55,11 +54,17 @@ class Setting:
         """Of the network, per image."""
         return self.plan.num_evaluations
 
+    @property
+    def spacing(self) -> str:
+        """Of the noise levels."""
+        return samplers.SAMPLERS[self.sampler]
+
 
 def compare(args) -> dict:
     """Makes and measures what `args` of jaxsynth.tune describe; returns what samplers.json holds.
 
-    A second run goes on where the first stopped, and may ask for more images, samplers or evaluations.
+    A second run goes on where the first stopped, and may ask for more images, samplers or evaluations; on another
+    device it is refused, as its seconds would not compare.
 
     Raises:
       InputError: unusable arguments or files; nothing has been written then.
@@ -71,8 +76,11 @@ def compare(args) -> dict:
         raise InputError(f"--sketches {args.sketches}: no sketch is named as a real image in {args.real}")
     if min(min(image.shape) for image in images.real) < 7:
         raise InputError("SSIM needs images of at least 7 voxels along every axis")
+    for model in {id(setting.trained): setting.trained for setting in settings}.values():
+        for image in images.real:
+            grid_for(model, image.shape, args.tile)  # refuses what cannot be
     out = Path(args.out)
-    result = _open(out, {
+    result = manifests.open_result(out, NAME, {
         "checkpoint_sha256": checkpoint.fingerprint(trained.params),
         "teacher_sha256": checkpoint.fingerprint(settings[0].trained.params),
         "real": args.real,
@@ -83,13 +91,12 @@ def compare(args) -> dict:
         "t_start": int(settings[0].plan.t[0]) + 1,
         "sigma": args.sigma,
         "reference": settings[0].evaluations,
-    })  # fmt: skip
+        "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}",
+    }, "made")  # fmt: skip
     result["images"] = list(images.names)
-    result["device"] = f"{jax.devices()[0].device_kind} x {jax.device_count()}"
-    manifests.make_folders(out, [f"images/{setting.name}" for setting in settings])
 
     # The scale is the whole real set's; a crop may hold nothing but cell.
-    whole = volumes.open_set(args.real, channel=_channel(trained), dataset=trained.config.data.dataset)
+    whole = tune_pairs.open_real(args.real, trained)
     ruler = compare_images.fit(lambda: volumes.each(whole), lambda: iter(images.real), [i.shape for i in images.real])
     real = [compare_images.measure(image, ruler) for image in images.real]
 
@@ -97,6 +104,7 @@ def compare(args) -> dict:
         return [compare_images.measure(image, ruler) | {"pair": compare_images.pair(image_real, image, ruler)}
                 for image_real, image in zip(images.real, volumes, strict=True)]  # fmt: skip
 
+    manifests.make_folders(out, [f"images/{setting.name}" for setting in settings])
     make = _maker(args, out, result, settings, images)
     result["real"] = compare_images.pool(real)["statistics"]
     sketches = [blur(sketch, args.sigma) if args.sigma else sketch for sketch in images.sketches]
@@ -109,14 +117,15 @@ def compare(args) -> dict:
     result["rows"], references = [], []
     for setting in settings:
         seconds = make(setting)
-        values = leave_one_out(measured(_read(out, setting.name, images.names)), real)
+        values = leave_one_out(measured([volumes.read(_image(out, setting.name, name)) for name in images.names]), real)
         row = {"name": setting.name, "sampler": setting.sampler, "evaluations": setting.evaluations,
-               "seconds": seconds, **values[0]}  # fmt: skip
+               "spacing": setting.spacing, "seconds": seconds, **values[0]}  # fmt: skip
         if setting.name in REFERENCES:
             references.append(values)
         else:
             row |= judge(values, *references)
         result["rows"].append(row)
+        result["unjudged"] = unjudged(result["rows"])
         result["recommended"] = recommend(result["rows"])
         manifests.write_json(out / NAME, compare_images.finite(result))
     text = samplers_report.markdown(result, JUDGED)
@@ -130,6 +139,8 @@ def compare(args) -> dict:
     row = next((row for row in result["rows"] if row["name"] == result["recommended"]), None)
     print(f"recommended: --sampler {row['sampler']} --num_evaluations {row['evaluations']}" if row else
           "recommended: none, no setting is within the noise of the reference; try more --evaluations")  # fmt: skip
+    if result["unjudged"]:
+        print(f"not judged: {samplers_report.unjudged(result)}")
     return result
 
 
@@ -152,99 +163,74 @@ def _settings(args, trained: Trained) -> list[Setting]:
     return found
 
 
-def _channel(trained: Trained) -> int | None:
-    return None if trained.config.data.channel < 0 else trained.config.data.channel
-
-
-def _open(out: Path, settings: dict) -> dict:
-    """The result begun earlier with these settings, or a new one: {"settings", "made"}."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file, expected a folder")
-    settings, file = json.loads(json.dumps(settings)), out / NAME
-    if not file.is_file():
-        return {"settings": settings, "made": {}}
-    try:
-        content = json.loads(file.read_text())
-        before, made = content["settings"], dict(content["made"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError):
-        raise InputError(f"{file}: not a result of jaxsynth.tune --samplers; choose another --out") from None
-    for name, value in settings.items():
-        if before.get(name) != value:
-            raise InputError(f"{out}: was made with {name} {before.get(name)}, not {value}; choose another --out")
-    return {"settings": settings, "made": made}
-
-
 def _maker(args, out: Path, result: dict, settings: Sequence[Setting], images):
     """make(setting) -> seconds per image: makes what is missing of it, and keeps samplers.json up to date.
 
     Seconds are the median over those calls that had nothing to compile; where every call had, one image is made again.
     """
     root = keys.root(args.seed)
-    generators, compiled, begun, shown = {}, set(), time.perf_counter(), [0.0]
-    hashes = [hashlib.sha256(np.asarray(sketch).tobytes()).hexdigest() for sketch in images.sketches]
-    finished = {
-        (setting.name, name)
-        for setting in settings
-        for name, sha in zip(images.names, hashes, strict=True)
-        if result["made"].get(setting.name, {}).get("files", {}).get(name) == sha
-        and (out / "images" / setting.name / f"{name}.tif").is_file()
-    }
+    hashes = [tune_pairs.digest([sketch]) for sketch in images.sketches]
+    finished = set()
+    for setting in settings:
+        made = {"spacing": setting.spacing, "files": {}, "seconds": []}
+        earlier = result["made"].get(setting.name, {})
+        if earlier.get("spacing", setting.spacing) == setting.spacing:
+            made |= earlier
+        result["made"][setting.name] = made
+        for name, sha in zip(images.names, hashes, strict=True):
+            if made["files"].get(name) == sha and _image(out, setting.name, name).is_file():
+                finished.add((setting.name, name))
     todo = sum(s.evaluations for s in settings for name in images.names if (s.name, name) not in finished)
     if finished:
         print(f"{len(finished)} of {len(settings) * len(images.names)} images are there already")
-    done = [0]
+    generators, compiled = {}, set()
+    begun, shown, done = time.perf_counter(), 0.0, 0
 
-    def run(setting, key, sketch, title):
-        """(image, seconds, whether nothing had to be compiled)."""
+    def run(setting, name, sketch, progress=None):
+        """The image, and its seconds in a list, which is empty where something had to be compiled."""
         network = id(setting.trained)
         if network not in generators:
             generators[network] = generator(setting.trained, tile=args.tile)
-        before, clock = done[0], time.perf_counter()
-
-        def progress(count, total):
-            done[0] = before + count
-            now = time.perf_counter()
-            if now - shown[0] < LINE_S and (count < total or done[0] < todo):
-                return
-            shown[0] = now
-            left = datetime.timedelta(seconds=round((now - begun) * max(todo / done[0] - 1, 0)))
-            print(f"{title}  evaluation {count}/{total}  ETA {left}", flush=True)
-
+        # The reference has noise of its own; all others share theirs.
+        key = keys.stream(root, setting.name if setting.name in REFERENCES else "sample", name)
+        clock = time.perf_counter()
         image = np.asarray(generators[network](key, sketch, setting.plan, sigma=args.sigma, progress=progress))
+        seconds = time.perf_counter() - clock
         program = (network, sketch.shape, setting.evaluations)
         steady = program in compiled
         compiled.add(program)
-        return image, time.perf_counter() - clock, steady
+        return image, [seconds] if steady else []
+
+    def tell(title, count, total):
+        nonlocal shown
+        now = time.perf_counter()
+        if now - shown >= LINE_S or done + count == todo:
+            shown = now
+            print(f"{title}  evaluation {count}/{total}  {cli.eta(begun, (done + count) / todo)}", flush=True)
 
     def make(setting):
-        made = result["made"].setdefault(setting.name, {"files": {}, "seconds": []})
-
-        def key_of(name):
-            # The reference has noise of its own; all others share theirs.
-            return keys.stream(root, setting.name if setting.name in REFERENCES else "sample", name)
-
-        for i, name in enumerate(images.names):
+        nonlocal done
+        made = result["made"][setting.name]
+        for name, sketch, sha in zip(images.names, images.sketches, hashes, strict=True):
             if (setting.name, name) in finished:
                 continue
-            x, seconds, steady = run(setting, key_of(name), images.sketches[i], f"{setting.name}  {name}")
+            x, seconds = run(setting, name, sketch, functools.partial(tell, f"{setting.name}  {name}"))
+            done += setting.evaluations
             image = intensities.denormalise(x, setting.trained.intensity)
-            spacing = setting.trained.metadata["spacing_um"]
-            volumes.write(out / "images" / setting.name / f"{name}.tif", image, spacing_um=spacing)
-            made["files"][name] = hashes[i]
-            made["seconds"] += [seconds] if steady else []
+            volumes.write(_image(out, setting.name, name), image, spacing_um=setting.trained.metadata["spacing_um"])
+            made["files"][name] = sha
+            made["seconds"] += seconds
             manifests.write_json(out / NAME, compare_images.finite(result))
         while not made["seconds"]:
-            before, name = done[0], images.names[0]
-            _, seconds, steady = run(setting, key_of(name), images.sketches[0], f"{setting.name}  for the time")
-            done[0] = before
-            made["seconds"] += [seconds] if steady else []
+            print(f"{setting.name}  {images.names[0]}  again, for the time", flush=True)
+            made["seconds"] += run(setting, images.names[0], images.sketches[0])[1]
         return float(np.median(made["seconds"]))
 
     return make
 
 
-def _read(out: Path, setting: str, names: Sequence[str]) -> list[np.ndarray]:
-    return [volumes.read(out / "images" / setting / f"{name}.tif") for name in names]
+def _image(out: Path, setting: str, name: str) -> Path:
+    return out / "images" / setting / f"{name}.tif"
 
 
 def leave_one_out(made: Sequence[dict], real: Sequence[dict]) -> list[dict[str, float]]:
@@ -293,6 +279,11 @@ def judge(values: Sequence[dict], one: Sequence[dict], two: Sequence[dict]) -> d
         result["worse_by"][name], result["tolerance"][name] = float(worse), float(tolerance)
         result["within"][name] = bool(worse <= tolerance) if defined else None
     return result | {"equal": all(within is not False for within in result["within"].values())}
+
+
+def unjudged(rows: Sequence[dict]) -> list[str]:
+    """The metrics that are undefined in some row."""
+    return [name for name in JUDGED if any(row.get("within", {}).get(name, True) is None for row in rows)]
 
 
 def recommend(rows: Sequence[dict]) -> str | None:

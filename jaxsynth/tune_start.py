@@ -5,8 +5,6 @@ expected histogram of x_t is that of x_0, shrunk by sqrt(alpha_bar) and smeared 
 1 - alpha_bar, so the distances have no sampling error. Backward: how much of the real image denoising gives back.
 """
 
-import datetime
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import ndtr
 
-from jaxsynth import __version__, checkpoint, compare_images, keys, trained, tune_pairs, tune_report
+from jaxsynth import __version__, checkpoint, cli, compare_images, keys, trained, tune_pairs, tune_report
 from jaxsynth import manifest as manifests
 from jaxsynth.compare_labels import spread
 from jaxsynth.data import intensity as intensities
@@ -144,7 +142,7 @@ def backward_analysis(
     if len(todo) < len(points):
         print(f"{len(points) - len(todo)} of {len(points)} points are finished already")
     work = [plans[t].num_evaluations * images.real[i].size if t else 0 for t, _, i in todo]
-    begun, done = time.monotonic(), 0
+    begun, done = time.perf_counter(), 0
     for number, (t, which, i) in enumerate(todo):
         name, made = images.names[i], inputs[which](i)
         made = intensities.denormalise(denoised(name, made, plans[t]) if t else made, intensity)
@@ -155,9 +153,8 @@ def backward_analysis(
         manifests.write_json(out / NAME, result)
         done += work[number]
         if t:
-            left = datetime.timedelta(seconds=round((time.monotonic() - begun) * (sum(work) / done - 1)))
             print(f"{number + 1}/{len(todo)} {name}  {which}  t_start {t}  PSNR {scores['psnr']:.2f} dB  "
-                  f"ZNCC {scores['zncc']:.3f}  ETA {left}", flush=True)  # fmt: skip
+                  f"ZNCC {scores['zncc']:.3f}  {cli.eta(begun, done / sum(work))}", flush=True)  # fmt: skip
 
     def mean(which, t):
         rows = [scores_of(which, t)[name] for name in images.names]
@@ -186,13 +183,17 @@ def analyse(args) -> dict:
         plan(t)  # refuses what cannot be
     images = tune_pairs.read(args, model)
     settings = {"checkpoint_sha256": checkpoint.fingerprint(model.params), "real": args.real,
-                "sketches": args.sketches, "images": images.names, "crop": args.crop, "seed": args.seed}  # fmt: skip
+                "sketches": args.sketches, "images": images.names, "crop": args.crop, "seed": args.seed,
+                "real_sha256": tune_pairs.digest(images.real),
+                "sketches_sha256": tune_pairs.digest(images.sketches)}  # fmt: skip
     if not args.forward_only:
-        settings |= {"sampler": sampler, "num_evaluations": args.num_evaluations}
+        settings |= {"sampler": sampler, "num_evaluations": args.num_evaluations, "tile": args.tile}
         if min(map(min, (image.shape for image in images.real))) < 7:
             raise InputError("SSIM needs 7 voxels or more along every axis: give a larger --crop, or --forward_only")
+        for image in images.real:
+            trained.grid_for(model, image.shape, args.tile)  # refuses what cannot be
     out, sigmas = Path(args.out), sorted(set(args.sigmas))
-    result = _open(out, settings)
+    result = {"version": __version__} | manifests.open_result(out, NAME, settings, "backward")
 
     result["forward"] = forward_analysis(images, t_starts, sigmas, model.intensity, schedule)
     if not images.paired:
@@ -224,25 +225,3 @@ def analyse(args) -> dict:
     aspect = spacing[0] / spacing[-1] if spacing and model.ndim == 3 else 1.0
     tune_report.write(out, images, result, means, KLD_ENOUGH, aspect)
     return result
-
-
-def _open(out: Path, settings: dict) -> dict:
-    """What an earlier run with these settings found, or nothing yet.
-
-    Raises:
-      InputError: `out` holds results of other settings, or is no folder.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file, expected a folder")
-    file, settings = out / NAME, json.loads(json.dumps(settings))
-    before, points = {}, {}
-    if file.is_file():
-        try:
-            earlier = json.loads(file.read_text())
-            before, points = dict(earlier["settings"]), dict(earlier["backward"])
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError):
-            raise InputError(f"{file}: was not made by jaxsynth.tune; choose another --out") from None
-    for name, value in settings.items():
-        if name in before and before[name] != value:
-            raise InputError(f"{out}: was made with {name} {before[name]}, not {value}; choose another --out")
-    return {"version": __version__, "settings": before | settings, "backward": points}

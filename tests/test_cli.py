@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,11 @@ def test_numbers_of_an_argument():
     assert cli.numbers(float)("0.5") == (0.5,)
     with pytest.raises(Exception, match="joined by commas"):
         cli.numbers(int)("4x4")
+
+
+def test_time_left_is_that_of_the_rest():
+    assert cli.eta(time.perf_counter() - 1200, 0.25) == "ETA 1:00:00"
+    assert cli.eta(time.perf_counter() - 1200, 1.0) == "ETA 0:00:00"
 
 
 def test_the_cache_folder_follows_the_user(monkeypatch):

@@ -3,13 +3,15 @@
 import json
 import sys
 
+import h5py
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from skimage import io
 
 from configs import common
-from jaxsynth import checkpoint, convert
+from jaxsynth import checkpoint, convert, trained, tune_pairs
 from jaxsynth.data import torch_files, volumes
 from jaxsynth.errors import InputError
 from jaxsynth.nn import published
@@ -110,6 +112,39 @@ def test_images_tell_range_and_voxel_size(tmp_path, monkeypatch):
     assert not (tmp_path / "no").exists()
 
 
+def test_images_of_several_channels_and_in_other_data_sets(tmp_path, monkeypatch):
+    """What --images needs to be read is kept, as jaxsynth.tune reads the same images later."""
+    rng = np.random.default_rng(0)
+    colours = np.stack([rng.integers(0, top, (24, 24)) for top in (50, 200, 100)], axis=-1).astype(np.uint8)
+    io.imsave(tmp_path / "a.png", colours)
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["some/where"] = colours[..., 1]
+    torch_files.write(tmp_path / "a.ckpt", state_of())
+    message = fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "no", "--images", tmp_path / "a.png")
+    assert "3 channels" in message and not (tmp_path / "no").exists()
+    found = []
+    for out, *words in (("one", "a.png", "--channel", 1), ("two", "b.h5", "--dataset", "some/where")):
+        args = (tmp_path / "a.ckpt", "--out", tmp_path / out, "--images", tmp_path / words[0], *words[1:])
+        run(monkeypatch, *args)
+        found.append(checkpoint.read_metadata(tmp_path / out))
+        model = trained.open_trained(tmp_path / out)
+        images = tune_pairs.open_real(tmp_path / words[0], model)
+        np.testing.assert_array_equal(volumes.load(images, 0), colours[..., 1])
+    assert found[0]["intensity"] == found[1]["intensity"] and found[0]["intensity"]["high"] > 150
+    data = [metadata["config"]["data"] for metadata in found]
+    assert [one["channel"] for one in data] == [1, -1]
+    assert [one["dataset"] for one in data] == [common.get_config().data.dataset, "some/where"]
+
+
+def test_a_checkpoint_under_another_name_is_of_step_zero(tmp_path, monkeypatch):
+    torch_files.write(tmp_path / "a.ckpt", {"state_dict": state_of(), "global_step": 70})
+    run(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run")
+    checkpoint.find(tmp_path / "run").rename(tmp_path / "mine")
+    run(monkeypatch, tmp_path / "mine", "--out", tmp_path / "b.pt")
+    back = torch_files.read(tmp_path / "b.pt")
+    assert back["global_step"] == 0 and back["state_dict"].keys() == state_of().keys()
+
+
 @pytest.mark.parametrize("prefix", ["", "module.", "module.network.", "network.module.", "network._orig_mod."])
 def test_bare_and_wrapped_names(tmp_path, prefix):
     state = {name.replace("network.", prefix): array for name, array in state_of().items()}
@@ -175,8 +210,10 @@ def test_arguments_that_make_no_sense(tmp_path, monkeypatch):
     assert "norm" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--norm", "batch")
     assert "nosuch" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--schedule", "nosuch")
     assert "--step" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--step", "3")
+    assert "--channel" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--channel", "-1")
     assert "no checkpoint" in fails(monkeypatch, tmp_path, "--out", tmp_path / "b.pt")
     assert "--norm" in fails(monkeypatch, tmp_path, "--out", tmp_path / "b.pt", "--norm", "none")
+    assert "--channel" in fails(monkeypatch, tmp_path, "--out", tmp_path / "b.pt", "--channel", "1")
     assert ".ckpt" in fails(monkeypatch, tmp_path, "--out", tmp_path / "b")
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
 

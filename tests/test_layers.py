@@ -31,6 +31,7 @@ MAY = (
         "tune_report": BASE | {"data", "figures", "tune_pairs"},
         "tune_start": BASE
         | {
+            "cli",
             "checkpoint",
             "compare_images",
             "compare_labels",
@@ -46,6 +47,7 @@ MAY = (
         "samplers_report": BASE | {"data", "figures"},
         "tune_samplers": BASE
         | {
+            "cli",
             "checkpoint",
             "compare_images",
             "data",

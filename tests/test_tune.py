@@ -1,6 +1,7 @@
 """Where to start from: distances against closed forms, the rule on tables, the command on an untrained model."""
 
 import json
+import shutil
 import sys
 
 import jax
@@ -224,6 +225,22 @@ def test_forward_only_is_quick_and_later_completed(model, monkeypatch, tmp_path,
     assert "crop" in capsys.readouterr().err
 
 
+def test_changed_sketches_and_other_tiles_do_not_mix(tuned, model, monkeypatch, tmp_path, capsys):
+    """The files keep their names and the folder its settings, but the scores would be of others."""
+    shutil.copytree(model / "sketches", tmp_path / "set" / "sketches")
+    args = ("--sketches", tmp_path / "set", "--forward_only", "--t_starts", "600")
+    tune(monkeypatch, model, tmp_path / "out", *args)
+    changed = tmp_path / "set" / "sketches" / "1.tif"
+    volumes.write(changed, -volumes.read(changed))
+    for out, words, message in (
+        (tmp_path / "out", args, "was made with sketches_sha256"),
+        (tuned[0], (*SMALL, "--tile", "48,48"), "was made with tile None, not [48, 48]"),
+    ):
+        with pytest.raises(SystemExit):
+            tune(monkeypatch, model, out, *words)
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -233,6 +250,11 @@ def test_forward_only_is_quick_and_later_completed(model, monkeypatch, tmp_path,
         (("--sigmas", "nan"), "--sigmas"),
         (("--sigmas", "-1"), "--sigmas"),
         (("--sigma", "1"), "--sigma: goes with --samplers"),
+        (("--sigma", "0"), "--sigma: goes with --samplers"),
+        (("--t_start", "0"), "--t_start: goes with --samplers"),
+        (("--samplers", "--num_evaluations", "0"), "--num_evaluations: does not go with --samplers"),
+        (("--tile", "48"), "one number per axis"),
+        (("--tile", "16,16"), "too small"),
         (("--samplers", "--forward_only"), "--forward_only: does not go with --samplers"),
         (("--samplers", "--evaluations", "0"), "--evaluations"),
         (("--num", "0"), "--num"),

@@ -1,6 +1,7 @@
 """The comparison of samplers: its rule on made-up scores, and the command on an untrained model."""
 
 import json
+import shutil
 import sys
 
 import jax
@@ -14,6 +15,7 @@ from configs import common
 from jaxsynth import checkpoint, compare_images, keys, samplers_report, tune, tune_samplers
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import volumes
+from jaxsynth.diffusion import samplers
 from jaxsynth.tasks import ddpm
 
 METRICS = tuple(tune_samplers.JUDGED)
@@ -52,6 +54,8 @@ def test_a_score_that_the_images_are_too_small_for_decides_nothing():
     undefined = table(frechet=[np.nan, np.nan])
     judged = tune_samplers.judge(undefined, undefined, undefined)
     assert judged["within"]["frechet"] is None and judged["equal"]
+    rows = [{"name": "reference_1"}, judged, {"within": {"psnr": False, "frechet": True}}]
+    assert tune_samplers.unjudged(rows) == ["frechet"] and tune_samplers.unjudged([rows[0], rows[2]]) == []
 
 
 def test_the_cheapest_setting_within_the_noise_is_recommended():
@@ -183,9 +187,32 @@ def test_a_second_run_makes_only_what_is_missing(made, compared, monkeypatch, ca
     compare(monkeypatch, made, compared, "--only", "ddpm,dpmpp", "--evaluations", "3,2")
     np.testing.assert_array_equal(volumes.read(lost), image)
     assert kept.stat().st_mtime_ns == age
-    assert "11 of 12 images are there already" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "11 of 12 images are there already" in told
+    # One image alone has too few patches.
+    assert results(compared)["unjudged"] == ["frechet"] and "not judged: Fréchet, undefined" in told
     for row, old in zip(results(compared)["rows"], before["rows"], strict=True):
         assert {name: row[name] for name in METRICS} == {name: old[name] for name in METRICS}
+
+
+def test_results_of_earlier_versions_and_of_other_spacings(made, compared, monkeypatch, capsys, tmp_path):
+    """Where nothing tells of spacing and device, results count; those of another spacing are made again."""
+    out = tmp_path / "out"
+    shutil.copytree(compared, out)
+    found = results(out)
+    assert found["made"]["ddpm_2"]["spacing"] == samplers.SAMPLERS["ddpm"]
+    for entry in found["made"].values():
+        del entry["spacing"]
+    found["made"]["ddpm_2"] |= {"spacing": "another", "seconds": [1e6]}
+    device = found["settings"].pop("device")
+    (out / "samplers.json").write_text(json.dumps(found))
+    capsys.readouterr()
+    compare(monkeypatch, made, out, "--only", "ddpm,dpmpp", "--evaluations", "3,2")
+    assert "10 of 12 images are there already" in capsys.readouterr().out
+    again = results(out)
+    assert max(again["made"]["ddpm_2"]["seconds"]) < 1e6 and again["settings"]["device"] == device
+    for row, old in zip(again["rows"], found["rows"], strict=True):
+        assert row["psnr"] == pytest.approx(old["psnr"], rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +225,7 @@ def test_a_second_run_makes_only_what_is_missing(made, compared, monkeypatch, ca
         (("--sketches", "nowhere"), "nowhere"),
         (("--crop", "50,48"), "--crop"),
         (("--crop", "6,48"), "at least 7 voxels"),
+        (("--tile", "48"), "one number per axis"),
     ],
 )
 def test_mistakes_get_one_line_and_leave_nothing(made, tmp_path, monkeypatch, capsys, args, message):
@@ -208,11 +236,25 @@ def test_mistakes_get_one_line_and_leave_nothing(made, tmp_path, monkeypatch, ca
     assert not (tmp_path / "out").exists()
 
 
+def test_a_real_image_that_is_not_compared_is_read_before_anything_is_written(made, tmp_path, monkeypatch, capsys):
+    shutil.copytree(made / "real", tmp_path / "real")
+    volumes.write(tmp_path / "real" / "z.tif", np.zeros((8, 8), np.uint8))
+    with pytest.raises(SystemExit):
+        compare(monkeypatch, made, tmp_path / "out", "--evaluations", "2", "--real", tmp_path / "real")
+    assert "constant image" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_other_settings_and_other_files_do_not_mix(made, compared, monkeypatch, capsys, tmp_path):
     for args, message in ((("--sigma", "2"), "was made with sigma 1.0, not 2.0"), (("--seed", "1"), "seed")):
         with pytest.raises(SystemExit):
             compare(monkeypatch, made, compared, "--evaluations", "2", *args)
         assert message in capsys.readouterr().err
+    found = results(compared)
+    found["settings"]["device"] = "abacus x 1"
+    (tmp_path / "samplers.json").write_text(json.dumps(found))
+    with pytest.raises(SystemExit):
+        compare(monkeypatch, made, tmp_path, "--evaluations", "2")
+    assert "was made with device abacus x 1, not" in capsys.readouterr().err
     (tmp_path / "samplers.json").write_text("[]")
     with pytest.raises(SystemExit):
         compare(monkeypatch, made, tmp_path, "--evaluations", "2")
@@ -225,11 +267,14 @@ def test_what_is_beyond_the_noise_is_told_apart_in_the_table():
     for name, within in (("ddim_5", False), ("ddim_20", True)):
         judged = {"within": {"psnr": within, "kld": True}, "equal": within}
         rows.append({"name": name, "sampler": "ddim", "evaluations": int(name[5:]), "seconds": 1.0, **values, **judged})
-    settings = {"crop": (64, 64), "t_start": 400, "sigma": 1.0, "reference": 400, "seed": 0}
-    result = {"settings": settings, "images": ["a", "b"], "device": "cpu x 1", "real": {"background_noise_sd": 2.0},
-              "sketch": values | {"frechet": float("nan")}, "rows": rows, "recommended": "ddim_20"}  # fmt: skip
+    settings = {"crop": (64, 64), "t_start": 400, "sigma": 1.0, "reference": 400, "seed": 0, "device": "cpu x 1"}
+    result = {"settings": settings, "images": ["a", "b"], "unjudged": ["psnr", "frechet"],
+              "real": {"background_noise_sd": 2.0}, "sketch": values | {"frechet": float("nan")}, "rows": rows,
+              "recommended": "ddim_20"}  # fmt: skip
     text = samplers_report.markdown(result, METRICS)
     lines = {line.split("|")[2].strip(): line for line in text.splitlines() if line.startswith("| ddim")}
     assert "*0.50*" in lines["5"] and lines["5"].endswith("| no |")
     assert "*" not in lines["20"].replace("**recommended**", "") and "**recommended**" in lines["20"]
-    assert "64x64 of 2 images" in text and "nan" not in text
+    assert "64x64 of 2 images" in text and "nan" not in text and "cpu x 1" in text
+    assert "Within noise is of all but PSNR, Fréchet, undefined" in text
+    assert "all but" not in samplers_report.markdown(result | {"unjudged": []}, METRICS)

@@ -24,7 +24,7 @@ from jaxsynth.records import Schedule
 
 VARIANCES = ("fixed_large", "fixed_small")
 SPACINGS = ("uniform", "trailing", "log_snr", "karras")
-# Sampler -> the spacing that keeps the spread of Gaussian data best over 5 to 50 evaluations (consistency: equal jumps).
+# Sampler -> the spacing that best keeps the spread of Gaussian data over 5 to 50 evaluations; consistency: equal jumps.
 SAMPLERS = {
     "ddpm": "trailing",
     "ddim": "karras",
