@@ -45,11 +45,10 @@ def sample(
       key: the volume's key.
       sketch: float [*S] in [-1, 1], in memory or mapped; it is read only.
       plan, schedule: the sampler and its forward process.
-      grid, batch_size, place: see `streaming.streamed`.
+      grid, batch_size, deep_grid, place: see `streaming.streamed`.
       sigma: the sketch is blurred by so many voxels first, see `sim.sketch.blur`.
       cond_key: of the noise that is the network's second input; None: it has none.
       clip: see `samplers.run`.
-      deep_grid: by default as `streaming.plan_deep_tiles` has it.
       scratch: a folder, for volumes that do not fit into the host's memory: arrays are then mapped from files there,
         which vanish with them.
       progress: told after every network evaluation how many are done.
@@ -61,7 +60,6 @@ def sample(
       InputError: `scratch` has no room.
     """
     shape = (*sketch.shape, 1)
-    deep_grid = deep_grid or streaming.plan_deep_tiles(stages, grid)
     denoise = streaming.streamed(stages, grid, batch_size=batch_size, deep_grid=deep_grid, place=place, folder=scratch)
     slabs = list(streaming.slabs(shape, batch_size * math.prod(grid.tile)))
     used = [np.asarray(table) != 0 for table in (plan.std, plan.from_previous)]
@@ -93,7 +91,8 @@ def sample(
         def step(slab, k=k):
             rows = _rows(slab)
             before = 0.0 if previous is None else previous[rows]
-            return _step(plan, k, x[rows], predicted[rows], before, key, slab[0], clip=clip, noisy=bool(used[0][k]))
+            flags = {"clip": clip, "noisy": bool(used[0][k]), "keep": previous is not None}
+            return _step(plan, k, x[rows], predicted[rows], before, key, slab[0], **flags)
 
         def store(slab, values):
             x[_rows(slab)] = values[0]
@@ -113,9 +112,9 @@ _noise = jax.jit(samplers.rows_of_noise, static_argnums=2)
 _start_noise = jax.jit(samplers.start_noise, static_argnums=2)
 
 
-@functools.partial(jax.jit, static_argnames=("clip", "noisy"))
-def _step(plan, k, x, predicted, previous, key, first, *, clip, noisy):
-    """The state after evaluation k and x0_k, of the slab from row `first` on."""
+@functools.partial(jax.jit, static_argnames=("clip", "noisy", "keep"))
+def _step(plan, k, x, predicted, previous, key, first, *, clip, noisy, keep):
+    """The state after evaluation k and, to keep it, x0_k, of the slab from row `first` on."""
     x0 = samplers.estimate(plan, k, x, predicted, clip)
     noise = samplers.step_noise(key, k, first, x.shape) if noisy else 0.0
-    return samplers.update(plan, k, x, x0, previous, noise), x0
+    return samplers.update(plan, k, x, x0, previous, noise), x0 if keep else None

@@ -6,10 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxsynth import manifest as manifests
-from jaxsynth.data import volumes
+from jaxsynth.data import formats, volumes
 from jaxsynth.errors import InputError
-
-ROWS = 64  # of a mapped sketch that are looked at together
 
 
 def check_scale(folder: Path, metadata: dict) -> None:
@@ -43,7 +41,6 @@ def read(file: Path, ndim: int, *, mapped: bool = False) -> np.ndarray:
 
 def check_values(file: Path, sketch: np.ndarray) -> None:
     """Raises InputError, naming `file`, where an array [*S] is not float in [-1, 1]."""
-    slabs = (sketch[first : first + ROWS] for first in range(0, sketch.shape[0], ROWS))
     # A comparison that NaN fails.
-    if sketch.dtype.kind != "f" or not all(np.all(np.abs(slab) <= 1) for slab in slabs):
+    if sketch.dtype.kind != "f" or not all(np.all(np.abs(slab) <= 1) for slab in formats.slabs(sketch)):
         raise InputError(f"{file}: sketches must be float in [-1, 1], as jaxsynth.simulate writes them")

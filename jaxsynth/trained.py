@@ -1,7 +1,6 @@
 """A trained diffusion model at work: what `sample`, `tune` and `bench` share."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,9 @@ from jaxsynth.sim.sketch import blur
 from jaxsynth.tasks import ddpm
 
 TASKS = ("ddpm", "distill")  # whose networks are denoisers
+# Voxels by which tiles overlap with an instance norm, where they are long enough: half of it is blended, which hides
+# the steps in brightness that tiles with statistics of their own make; hard cuts show.
+INSTANCE_OVERLAP = 64
 PIECE_S = 5.0  # the device is asked how far it is about this often
 
 
@@ -109,14 +111,30 @@ def grid_for(
 ) -> tile_grid.TileGrid:
     """The tiles of a volume [*S]; by default as large as the device's memory allows.
 
+    Overlap by default: the least, but with an instance norm INSTANCE_OVERLAP or what the tile has room for.
+
     Raises:
-      InputError: tile and overlap do not go together.
+      InputError: tile and overlap do not go together, or the overlap is too short for a volume that must be cut.
     """
     net = trained.parts.net
-    # With an instance norm the result depends on the tiles, which must not depend on the number of devices then.
-    num_devices = 1 if net.norm == "instance" else trained.mesh.size
+    if overlap is None and net.norm == "instance":
+        longest = (INSTANCE_OVERLAP,) * len(shape) if tile is None else map(tile_grid.longest_overlap, tile)
+        overlap = tuple(max(tile_grid.OVERLAP, min(INSTANCE_OVERLAP, length)) for length in longest)
+    num_devices = _num_devices(trained)
     tile = tile or tile_grid.choose_tile(shape, overlap, features=net.features, num_devices=num_devices)
     return tile_grid.plan_tiles(shape, tile, overlap)
+
+
+def _num_devices(trained: Trained) -> int:
+    """Devices that the choice of tiles counts on. With an instance norm the result depends on the tiles, which must
+    not depend on the number of devices then."""
+    return 1 if trained.parts.net.norm == "instance" else trained.mesh.size
+
+
+def _on_one_cpu(trained: Trained) -> Trained:
+    """The model on one device of the CPU: several share its memory, and tiles are chosen for the whole of that."""
+    mesh = devices.make_mesh(trained.mesh.devices.ravel()[:1].tolist())
+    return dataclasses.replace(trained, mesh=mesh, params=jax.device_put(trained.params, devices.replicated(mesh)))
 
 
 def generator(
@@ -140,6 +158,8 @@ def generator(
       host. Volumes that do not fit into the device's memory pass through it tile by tile.
       `progress(done, num_evaluations)` is called now and then. Compiled once per shape and number of evaluations.
     """
+    if trained.parts.net.norm == "instance" and jax.default_backend() == "cpu":
+        trained = _on_one_cpu(trained)
     parts, mesh = trained.parts, trained.mesh
     everywhere = devices.replicated(mesh)
 
@@ -182,6 +202,8 @@ def generator(
 
     def through_tiles(key, x0, plan, sigma, progress):
         grid = grid_for(trained, x0.shape, tile, overlap)
+        # What would fit is not cut, as in memory: with an instance norm, --scratch would change the image else.
+        deep_grid = None if stays(x0.shape) else streaming.plan_deep_tiles(stages, grid)
         return out_of_core.sample(
             stages,
             key,
@@ -192,14 +214,18 @@ def generator(
             sigma=sigma,
             cond_key=keys.stream(key, "condition") if parts.noise_channel else None,
             batch_size=batch_size(grid),
+            deep_grid=deep_grid,
             place=lambda batch: jax.device_put(batch, devices.split(mesh)),
             scratch=scratch,
             progress=lambda done: progress and progress(done, plan.num_evaluations),
         )
 
+    def stays(shape):
+        memory = tile_grid.memory_bytes(_num_devices(trained))
+        return tile_grid.stays_on_device(shape, features=parts.net.features, memory=memory)
+
     def make(key, x0, plan, *, sigma=0.0, progress=None):
-        needed = 4 * tile_grid.VOLUME_NUMBERS * math.prod(x0.shape)
-        fits = scratch is None and needed < tile_grid.memory_bytes()
+        fits = scratch is None and stays(x0.shape)
         return (in_memory if fits else through_tiles)(key, x0, plan, sigma, progress)
 
     return make

@@ -127,8 +127,32 @@ def test_neither_the_device_nor_an_interruption_keeps_anything(tmp_path):
             grid,
             cond_key=jax.random.key(1),
             batch_size=3,
+            deep_grid=streaming.plan_deep_tiles(stages, grid),
             scratch=tmp_path,
             progress=progress,
         )
     assert held[0] < sketch.nbytes / 10
     assert os.listdir(tmp_path) == []
+
+
+def test_only_what_is_kept_comes_back_from_the_device(monkeypatch):
+    """x0 of a step only where the next one uses it."""
+    _, stages = network(2)
+    pipelined, counts = streaming.pipelined, []
+
+    def watched(results, store):
+        def counting():
+            for where, arrays in results:
+                counts.append(len(jax.tree.leaves(arrays)))
+                yield where, arrays
+
+        pipelined(counting(), store)
+
+    monkeypatch.setattr(streaming, "pipelined", watched)
+    sketch = draw((40, 40))
+    grid = tile_grid.plan_tiles(sketch.shape, (40, 40))
+    for sampler, most in (("ddim", 1), ("dpmpp", 2)):
+        plan = samplers.make_plan(sampler, SCHEDULE, 300, 3)
+        out_of_core.sample(stages, jax.random.key(0), sketch, plan, SCHEDULE, grid, cond_key=jax.random.key(1))
+        assert max(counts) == most
+        counts.clear()

@@ -23,6 +23,7 @@ TIFF, HDF5 = (".tif", ".tiff"), (".h5", ".hdf5")
 SUFFIXES = (*TIFF, ".png", *HDF5)
 IMAGE_DTYPES = ("uint8", "uint16", "int16", "float32", "float64")
 DEFAULT_DATASET = "data/image"
+SLAB_VOXELS = 2**24
 
 _UM = {"um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "micrometre": 1.0}
 _UM |= {"pm": 1e-6, "å": 1e-4, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
@@ -75,13 +76,19 @@ def read_labels(
       InputError: as `read`, or a value is negative, fractional, not finite or above 2^31 - 1.
     """
     array = _read(path, channel, dataset, mapped)
-    if array.dtype.kind == "f" and not (np.isfinite(array).all() and (array == np.rint(array)).all()):
-        raise InputError(f"{path}: labels must be whole numbers, got fractions or NaN in {array.dtype}")
     if array.dtype.kind not in "buif":
         raise InputError(f"{path}: labels must be whole numbers, got {array.dtype}")
+    if array.dtype.kind == "f" and not all(np.isfinite(s).all() and (s == np.rint(s)).all() for s in slabs(array)):
+        raise InputError(f"{path}: labels must be whole numbers, got fractions or NaN in {array.dtype}")
     if array.min() < 0 or array.max() > np.iinfo(np.int32).max:
         raise InputError(f"{path}: labels must be in 0 to 2^31 - 1, got {array.min()} to {array.max()}")
     return array if isinstance(array, np.memmap) else array.astype(np.int32)
+
+
+def slabs(volume: np.ndarray) -> Iterator[np.ndarray]:
+    """The volume as views of some rows each, for what makes copies and would else make one of a whole mapped file."""
+    count = max(1, SLAB_VOXELS // math.prod(volume.shape[1:]))
+    return (volume[first : first + count] for first in range(0, volume.shape[0], count))
 
 
 def spacing_um(path: str | os.PathLike, *, dataset: str | None = None) -> tuple[float, ...] | None:

@@ -1,13 +1,12 @@
 """Volumes larger than the device's memory, or the host's: one network evaluation by tiles of a host array.
 
 As `tiles.tiled`, but the volume and what the coarse levels make of it stay on the host, in memory or in files mapped
-into it; the device holds two batches of tiles. Every voxel is taken from the tile in which it lies deepest, where
-tile and whole agree (norms `group` and `none`), so the result is that of the whole volume to rounding.
+into it; the device holds two batches of tiles. These are merged as `tiles.merge` has it, on the host, so the result is
+that of `tiles.tiled` to rounding.
 """
 
 import dataclasses
 import functools
-import itertools
 import math
 import os
 import tempfile
@@ -40,14 +39,9 @@ def open_array(shape: tuple[int, ...], dtype=np.float32, folder: str | os.PathLi
     if folder is None:
         return np.zeros(shape, dtype)
     num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            writing.reserve(file.fileno(), num_bytes)
-            return np.memmap(file, dtype, mode="w+", shape=shape)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: no room for a scratch file of {num_bytes / 1e9:.3g} GB ({error.strerror})"
-        ) from error
+    with writing.room(folder, num_bytes), tempfile.TemporaryFile(dir=folder) as file:
+        writing.reserve(file.fileno(), num_bytes)
+        return np.memmap(file, dtype, mode="w+", shape=shape)
 
 
 def slabs(shape: tuple[int, ...], max_voxels: int) -> Iterator[tuple[int, int]]:
@@ -104,14 +98,16 @@ def compiled(stages_of: Callable[[Any], tiles.Stages], params: Any) -> tiles.Sta
 def plan_deep_tiles(stages: tiles.Stages, grid: tile_grid.TileGrid) -> tile_grid.TileGrid | None:
     """Tiles of the coarse volume for `deepen`, as `tiles.tiled` wants them, of about the memory of one tile of `grid`.
 
-    None where the whole coarse volume takes no more than that.
+    They are blended over as many voxels of the volume as those of `grid`. None where the whole coarse volume takes no
+    more than that memory.
     """
     coarse = grid.coarse(stages.factor).shape
     if DEEP_WEIGHT * math.prod(coarse) <= math.prod(grid.tile):
         return None
     shrunk = DEEP_WEIGHT ** (-1 / len(coarse))
-    tile = tuple(max(int(size * shrunk), 4 * stages.deep_margin) for size in grid.tile)
-    return tile_grid.plan_tiles(coarse, tile, margin=stages.deep_margin, multiple=2)
+    overlap = tuple(2 * stages.deep_margin + blended // stages.factor for blended in grid.blended)
+    tile = tuple(max(int(size * shrunk), 2 * length) for size, length in zip(grid.tile, overlap, strict=True))
+    return tile_grid.plan_tiles(coarse, tile, overlap, margin=stages.deep_margin, multiple=2)
 
 
 def streamed(
@@ -127,7 +123,7 @@ def streamed(
 
     Args:
       stages: the network, see `compiled`.
-      grid: tiles of the volume. An overlap longer than twice its margin costs and gains nothing.
+      grid: tiles of the volume.
       batch_size: tiles on the device at once; the result does not depend on it.
       deep_grid: tiles of the coarse volume, see `plan_deep_tiles`; None: the whole at once.
       place: puts a batch of tiles, [batch_size, ...], on the devices.
@@ -159,61 +155,76 @@ def streamed(
         shrunk, deep = arrays(x.shape[-1], cond is not None)
         steps = place(np.full(batch_size, t, np.int32))
 
-        def by_tiles(function, grid, sources, out, scale):
-            _by_tiles(function, grid, sources, out, scale, batch_size, place)
+        def by_tiles(function, grid, sources, out, out_grid):
+            _by_tiles(function, grid, sources, out, out_grid, batch_size, place)
 
         here, second = (x, 1), (cond, 1)
-        by_tiles(lambda x, cond: stages.shrink(x, steps, cond), grid, [here, second], shrunk, factor)
+        by_tiles(lambda x, cond: stages.shrink(x, steps, cond), grid, [here, second], shrunk, grid.coarse(factor))
         if deep_grid is None:
             deep[:] = np.asarray(stages.deepen(shrunk[None], np.full(1, t, np.int32)))[0]
         else:
-            by_tiles(lambda h: stages.deepen(h, steps), deep_grid, [(shrunk, 1)], deep, 1)
-        by_tiles(lambda x, deep, cond: stages.grow(x, deep, steps, cond), grid, [here, (deep, factor), second], out, 1)
+            by_tiles(lambda h: stages.deepen(h, steps), deep_grid, [(shrunk, 1)], deep, deep_grid)
+        by_tiles(
+            lambda x, deep, cond: stages.grow(x, deep, steps, cond), grid, [here, (deep, factor), second], out, grid
+        )
 
     return denoise
 
 
-def _by_tiles(function, grid, sources, out, scale, batch_size, place) -> None:
-    """Fills `out` with the tiles' own parts of function(*tiles of the sources).
+def _by_tiles(function, grid, sources, out, out_grid, batch_size, place) -> None:
+    """Fills `out` with function(*tiles of the sources), merged as by `tiles.merge`.
 
     Args:
       sources: (array or None, its scale: how many of the grid's voxels make one of the array's).
-      scale: the same of `out`.
+      out_grid: the same tiles at the resolution of `out`.
     """
-    windows = list(itertools.product(*(_axis_windows(grid, axis) for axis in range(len(grid.shape)))))
+    numbers = list(np.ndindex(*grid.counts))
+    parts = [_axis_parts(out_grid, axis) for axis in range(len(grid.shape))]
+    blends = max(out_grid.blended) > 0
+    if blends:
+        out[...] = 0
 
-    def cut(array, window, scale):
-        begin, size, padded = ([n // scale for n in ns] for ns in ([w[0] for w in window], grid.tile, grid.padded))
-        return _cut(array, begin, size, padded)
+    def cut(array, number, scale):
+        begin = [grid.begins(axis)[i] // scale for axis, i in enumerate(number)]
+        return _cut(array, begin, *([n // scale for n in sizes] for sizes in (grid.tile, grid.padded)))
 
     def results():
-        for first in range(0, len(windows), batch_size):
-            batch = windows[first : first + batch_size]
+        for first in range(0, len(numbers), batch_size):
+            batch = numbers[first : first + batch_size]
             filled = batch + batch[-1:] * (batch_size - len(batch))  # every batch has the shape that was compiled
             inputs = [
-                None if array is None else place(np.stack([cut(array, window, scale) for window in filled]))
+                None if array is None else place(np.stack([cut(array, number, scale) for number in filled]))
                 for array, scale in sources
             ]
             yield batch, function(*inputs)
 
     def store(batch, result):
-        for window, tile in zip(batch, np.asarray(result), strict=False):
-            target, source = [], []
-            for (begin, low, high), size in zip(window, out.shape, strict=False):
-                begin, low, high = begin // scale, low // scale, min(high // scale, size)
-                target.append(slice(low, high))
-                source.append(slice(low - begin, high - begin))
-            out[tuple(target)] = tile[tuple(source)]
+        for number, tile in zip(batch, np.asarray(result), strict=False):
+            target, source, weights = zip(*(part[i] for part, i in zip(parts, number, strict=True)), strict=True)
+            if blends:
+                out[target] += tile[source] * functools.reduce(np.multiply, np.ix_(*weights))[..., None]
+            else:
+                out[target] = tile[source]
 
     pipelined(results(), store)
 
 
-def _axis_windows(grid: tile_grid.TileGrid, axis: int) -> list[tuple[int, int, int]]:
-    """(begin, first, last + 1) of the tiles along one axis and their own voxels: neighbours share their overlap."""
-    length, end = grid.tile[axis], grid.padded[axis]
-    begins = [min(i * grid.stride[axis], end - length) for i in range(grid.counts[axis])]
-    cuts = [(after + before + length) // 2 for before, after in itertools.pairwise(begins)]  # the overlap's middle
-    return list(zip(begins, [0, *cuts], [*cuts, end], strict=True))
+def _axis_parts(grid: tile_grid.TileGrid, axis: int) -> list[tuple[slice, slice, np.ndarray]]:
+    """What the tiles along one axis make of the volume: (where in the volume, where in the tile, weights float32)."""
+    blended, last = grid.blended[axis], grid.counts[axis] - 1
+    begins, ramp = grid.begins(axis), tiles.ramp(blended)
+    parts = []
+    for i, begin in enumerate(begins):
+        low = i * grid.stride[axis] + grid.margin if i > 0 else 0
+        high = (i + 1) * grid.stride[axis] + grid.margin + blended if i < last else grid.padded[axis]
+        weights = np.ones(high - low, np.float32)
+        if i > 0:
+            weights[: len(ramp)] = ramp
+        if i < last:
+            weights[len(weights) - len(ramp) :] = ramp[::-1]
+        high = min(high, grid.shape[axis])
+        parts.append((slice(low, high), slice(low - begin, high - begin), weights[: high - low]))
+    return parts
 
 
 def _cut(volume: np.ndarray, begin: list[int], size: list[int], padded: list[int]) -> np.ndarray:

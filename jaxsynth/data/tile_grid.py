@@ -15,7 +15,10 @@ OVERLAP = 2 * MARGIN
 # What evaluating a tile takes, in float32 numbers per voxel and feature of nn/unet.py: as compiled for CPU it is 6.6
 # and 8.5, for 8 to 32 features, with any norm, whatever the size.
 TILE_NUMBERS = {2: 8, 3: 10}
-VOLUME_NUMBERS = 16  # the same per voxel of the volume, for all that sampling in tiles holds of it
+# What sampling in tiles holds of the whole volume, per voxel: so many numbers, and so many per feature, which are the
+# coarse levels'. As compiled for CPU it is 21.5 and 38 in 2D, 14.2 and 20.4 in 3D, for 16 and 32 features.
+VOLUME_NUMBERS = {2: (5.5, 1.05), 3: (8.5, 0.4)}
+VOLUME_SHARE = 0.75  # of the memory, at the most, for what is held of the volume
 MOST_OVERHEAD = 1.3  # beyond it a volume is not cut for the sake of using more devices
 
 
@@ -42,6 +45,17 @@ class TileGrid:
     def num_tiles(self) -> int:
         """Tiles in all."""
         return int(np.prod(self.counts))
+
+    @property
+    def blended(self) -> tuple[int, ...]:
+        """Voxels per axis over which neighbours are blended; 0 where they meet in a hard cut, or there are none."""
+        sizes = zip(self.tile, self.stride, self.counts, strict=True)
+        return tuple(tile - stride - 2 * self.margin if count > 1 else 0 for tile, stride, count in sizes)
+
+    def begins(self, axis: int) -> list[int]:
+        """The first voxels of the tiles along one axis."""
+        last = self.padded[axis] - self.tile[axis]
+        return [min(i * self.stride[axis], last) for i in range(self.counts[axis])]
 
     @property
     def overhead(self) -> float:
@@ -91,6 +105,12 @@ def plan_tiles(
     return TileGrid(tuple(shape), padded, tile, stride, counts, margin)
 
 
+def longest_overlap(tile: int, margin: int = MARGIN, multiple: int = STRIDE) -> int:
+    """The longest overlap, in voxels, that tiles of this length have room for; may be below 2 * margin."""
+    tile = tile // multiple * multiple
+    return min(tile // 2 + margin, tile - 1) // multiple * multiple
+
+
 def _plan_axis(size: int, tile: int, overlap: int, margin: int, multiple: int) -> tuple[int, int, int, int]:
     """(padded, tile, stride, count) of one axis: as few tiles as possible, and these as small as possible."""
 
@@ -124,27 +144,37 @@ def choose_tile(
 ) -> tuple[int, ...]:
     """The tile with which a volume takes the least time: the fewest voxels per device, then the fewest tiles.
 
-    The whole volume where it fits into the memory, unless several devices are faster together at an overhead below
+    One tile where that fits into the memory, unless several devices are faster together at an overhead below
     MOST_OVERHEAD. Assumes the network of nn/unet.py in float32 and batches of one tile per device.
 
     Args:
       shape: the volume, D ints. overlap, margin: as in `plan_tiles`.
       features: the network's.
-      memory: bytes per device; default `memory_bytes()`.
+      memory: bytes per device; default `memory_bytes(num_devices)`.
 
     Returns:
       D ints, voxels; where not even the smallest tile fits, that one.
+
+    Raises:
+      InputError: an overlap below 2 * margin, with which the volume cannot be cut as the memory needs it.
     """
     ndim = len(shape)
     overlap = (2 * margin,) * ndim if overlap is None else overlap
-    memory = memory_bytes() if memory is None else memory
-    # A volume that leaves less than a quarter does not stay on the device.
-    room = max(memory - 4 * VOLUME_NUMBERS * np.prod(shape, dtype=float), memory / 4)
+    memory = memory_bytes(num_devices) if memory is None else memory
+    stays = stays_on_device(shape, features=features, memory=memory)
+    room = memory - volume_bytes(shape, features) if stays else memory * (1 - VOLUME_SHARE)
     axes = [_cuts(size, length, margin) for size, length in zip(shape, overlap, strict=True)]
     counts, lengths = (np.stack(np.meshgrid(*column, indexing="ij")) for column in zip(*axes, strict=True))
     num_tiles, voxels = counts.prod(0), lengths.prod(0)
     fits = 4 * TILE_NUMBERS[ndim] * features * voxels <= room
-    fits |= voxels == voxels.min()
+    if not fits.any():
+        # An axis of no more than 2 * margin + STRIDE is never cut.
+        if any(o < 2 * margin and size > 2 * margin + STRIDE for size, o in zip(shape, overlap, strict=True)):
+            raise InputError(
+                f"--overlap {','.join(map(str, overlap))}: a volume of {shape} voxels does not fit into the memory "
+                f"in one tile, and to be cut it needs {2 * margin} or more"
+            )
+        fits = voxels == voxels.min()
     total = num_tiles * voxels
     shared = np.where(total <= MOST_OVERHEAD * np.prod(shape), -(-num_tiles // num_devices) * voxels, total)
     work = np.where(fits, shared, np.inf)
@@ -166,10 +196,28 @@ def _cuts(size: int, overlap: int, margin: int) -> tuple[np.ndarray, np.ndarray]
         longest = tile - STRIDE
 
 
-def memory_bytes() -> int:
-    """Memory to use on the default device: nine tenths of what an accelerator offers, half of the machine's for CPU.
+def volume_bytes(shape: tuple[int, ...], features: int) -> float:
+    """Bytes that sampling a volume in tiles holds on the device beside the tiles. Assumes what `choose_tile` does."""
+    constant, per_feature = VOLUME_NUMBERS[len(shape)]
+    return 4 * (constant + per_feature * features) * float(np.prod(shape, dtype=float))
+
+
+def stays_on_device(shape: tuple[int, ...], *, features: int = 16, memory: int | None = None) -> bool:
+    """Whether a volume is sampled on the device, with room left for its tiles, or kept on the host and streamed.
+
+    Args:
+      features: the network's. memory: bytes per device; default `memory_bytes()`.
+    """
+    return volume_bytes(shape, features) <= VOLUME_SHARE * (memory_bytes() if memory is None else memory)
+
+
+def memory_bytes(num_devices: int = 1) -> int:
+    """Memory to use per device: nine tenths of what an accelerator offers, half of the machine's for CPU.
 
     Of the whole, not of what is free just now, so that the tiles of a volume are the same on every run.
+
+    Args:
+      num_devices: in use; those of a CPU share its memory.
     """
     stats = jax.devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
@@ -178,4 +226,4 @@ def memory_bytes() -> int:
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         limit = Path(file).read_text().strip() if Path(file).is_file() else ""
         total = min(total, int(limit)) if limit.isdigit() else total
-    return total // 2 // jax.local_device_count()
+    return total // 2 // num_devices

@@ -84,6 +84,11 @@ def merge(tiles: jax.Array, grid: TileGrid) -> jax.Array:
     return jnp.moveaxis(merged, range(-ndim, 0), range(ndim))
 
 
+def ramp(length: int) -> np.ndarray:
+    """Weights float32 [length] with which a tile fades in; reversed, the tile before it fades out."""
+    return ((np.arange(length) + 0.5) / max(length, 1)).astype(np.float32)
+
+
 def _join(tiles: jax.Array, grid: TileGrid, axis: int) -> jax.Array:
     """One axis of `merge`, for two tiles or more: [..., count, length] -> [..., the axis' size or more].
 
@@ -96,11 +101,10 @@ def _join(tiles: jax.Array, grid: TileGrid, axis: int) -> jax.Array:
     last = jnp.pad(tiles[..., -1:, pulled:], [(0, 0)] * (tiles.ndim - 1) + [(0, pulled)])
     tiles = jnp.concatenate([tiles[..., :-1, :], last], axis=-2)
     begin, core, end = jnp.split(tiles, [margin, length - margin], axis=-1)
-    overhang = length - 2 * margin - stride
+    overhang = grid.blended[axis]
     if overhang:
-        ramp = ((np.arange(overhang) + 0.5) / overhang).astype(np.float32)
         weights = np.ones((count, length - 2 * margin), np.float32)
-        weights[1:, :overhang], weights[:-1, stride:] = ramp, ramp[::-1]
+        weights[1:, :overhang], weights[:-1, stride:] = ramp(overhang), ramp(overhang)[::-1]
         core = core * weights
     main, over = core[..., :stride], core[..., stride:]
     over = jnp.pad(over, [(0, 0)] * (over.ndim - 1) + [(0, stride - overhang)])

@@ -11,6 +11,7 @@ import numpy as np
 import tifffile
 
 from jaxsynth.data.formats import IMAGE_DTYPES
+from jaxsynth.errors import InputError
 
 BIG_BYTES = 3.9e9  # beyond it `write` makes a BigTIFF
 
@@ -57,7 +58,7 @@ def mapped(
 
     Raises:
       ValueError: another rank or dtype.
-      OSError: the disk has no room.
+      InputError: the file cannot be made, or the disk has no room.
     """
     path, shape, dtype = Path(path), tuple(shape), np.dtype(dtype)
     _check_rank(path, shape, spacing_um)
@@ -65,14 +66,25 @@ def mapped(
         raise ValueError(f"{path}: expected uint8, uint16, uint32, int16 or float32, got {dtype}")
     aside = _aside(path)
     try:
-        volume = tifffile.memmap(aside, shape=shape, dtype=dtype, **_layout(shape, dtype, spacing_um))
-        with open(aside, "r+b") as file:
-            reserve(file.fileno(), aside.stat().st_size)
+        with room(path, math.prod(shape) * dtype.itemsize):
+            volume = tifffile.memmap(aside, shape=shape, dtype=dtype, **_layout(shape, dtype, spacing_um))
+            with open(aside, "r+b") as file:
+                reserve(file.fileno(), aside.stat().st_size)
         yield volume
         volume.flush()
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def room(path: str | os.PathLike, num_bytes: int) -> Iterator[None]:
+    """Turns an OSError, which a full disk raises without a file's name, into an InputError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{path}: cannot make a file of {num_bytes / 1e9:.3g} GB ({reason})") from error
 
 
 def reserve(descriptor: int, num_bytes: int) -> None:

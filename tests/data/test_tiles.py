@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxsynth.data import tile_grid, tiles
-from jaxsynth.data.tile_grid import MOST_OVERHEAD, TILE_NUMBERS, VOLUME_NUMBERS
+from jaxsynth.data.tile_grid import MOST_OVERHEAD, TILE_NUMBERS
 from jaxsynth.diffusion import samplers
 from jaxsynth.diffusion.schedule import make_schedule
 from jaxsynth.errors import InputError
@@ -219,7 +219,7 @@ def test_chosen_tile_is_the_best_that_fits(shape, num_devices):
     sizes = [range(40, -(-n // 8) * 8 + 1, 8) for n in shape]
     for share in (0.3, 0.6, 2.0):
         room = per_voxel * share * np.prod(shape)
-        memory = int(room + 4 * VOLUME_NUMBERS * np.prod(shape))
+        memory = int(room + tile_grid.volume_bytes(shape, 16)) + 1
 
         def cost(tile):
             grid = tile_grid.plan_tiles(shape, tile)
@@ -233,8 +233,41 @@ def test_chosen_tile_is_the_best_that_fits(shape, num_devices):
     assert tile_grid.choose_tile(shape, memory=1) == (40,) * len(shape)
 
 
+def test_what_does_not_stay_on_the_device_leaves_its_tiles_a_fixed_share():
+    """At the most that stays, the tiles have what they have beyond it: one rule, no step."""
+    shape = (512, 512)
+    memory = round(tile_grid.volume_bytes(shape, 16) / tile_grid.VOLUME_SHARE)
+    assert tile_grid.stays_on_device(shape, memory=memory + 1)
+    assert not tile_grid.stays_on_device(shape, memory=memory - 1)
+    assert not tile_grid.stays_on_device(shape, features=32, memory=memory + 1)
+    tile = tile_grid.choose_tile(shape, memory=memory + 1)
+    assert tile == tile_grid.choose_tile(shape, memory=memory - 1)
+    assert 4 * TILE_NUMBERS[2] * 16 * np.prod(tile) <= 0.25 * memory
+
+
+def test_a_short_overlap_is_refused_where_the_volume_must_be_cut():
+    shape = (24, 100, 300)
+    whole = tile_grid.choose_tile(shape, (0, 0, 0), memory=2**40)
+    assert whole == (24, 104, 304)
+    memory = round(0.8 * 4 * TILE_NUMBERS[3] * 16 * np.prod(whole))
+    with pytest.raises(InputError, match=r"--overlap 32,0,16: .* needs 32 or more"):
+        tile_grid.choose_tile(shape, (32, 0, 16), memory=memory)
+    tile = tile_grid.choose_tile(shape, (0, 0, 32), memory=memory)  # the last axis alone is cut
+    assert tile[:2] == (24, 104) and tile_grid.plan_tiles(shape, tile, (0, 0, 32)).counts[2] > 1
+
+
+@pytest.mark.parametrize("tile", [40, 47, 64, 96, 200])
+def test_the_longest_overlap_is_what_the_tile_allows(tile):
+    longest = tile_grid.longest_overlap(tile)
+    tile_grid.plan_tiles((1000,), (tile,), (longest,))
+    with pytest.raises(InputError, match="too small"):
+        tile_grid.plan_tiles((1000,), (tile,), (longest + 1,))
+
+
 def test_memory_to_use_is_a_part_of_the_machines():
     assert 2**24 < tile_grid.memory_bytes() < 2**44
+    if jax.default_backend() == "cpu":
+        assert tile_grid.memory_bytes(4) == tile_grid.memory_bytes() // 4
 
 
 @pytest.mark.parametrize(

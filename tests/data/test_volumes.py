@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from jaxsynth.data import volumes, writing
+from jaxsynth.data import formats, volumes, writing
 from jaxsynth.errors import InputError
 
 
@@ -554,6 +554,35 @@ def test_a_mapped_file_is_refused_before_anything_is_written(tmp_path):
     for shape, dtype in (((3, 4), "float64"), ((3, 4), "int64"), ((4,), "uint8"), ((1, 2, 3, 4), "uint8")):
         with pytest.raises(ValueError, match=r"b\.tif"), writing.mapped(tmp_path / "b.tif", shape, dtype):
             pass
-    with pytest.raises(OSError), writing.mapped(tmp_path / "b.tif", (10**6, 10**6, 10**3), "uint8"):
-        pass
     assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path):
+    expected = r"b\.tif: cannot make a file of 1e\+06 GB \("
+    with pytest.raises(InputError, match=expected), writing.mapped(tmp_path / "b.tif", (10**6, 10**6, 10**3), "uint8"):
+        pass
+    with open(tmp_path / "a", "w+b") as file, pytest.raises(InputError, match=r"a: cannot make a file of 1e\+06 GB \("):
+        with writing.room(file.name, 10**15):
+            writing.reserve(file.fileno(), 10**15)
+    os.remove(tmp_path / "a")
+    assert os.listdir(tmp_path) == []
+
+
+def test_labels_in_float_are_checked_slab_by_slab(tmp_path, monkeypatch):
+    """Mapped, whatever is wrong in any slab is found, and no slab but the last is small."""
+    monkeypatch.setattr(formats, "SLAB_VOXELS", 10)
+    labels = np.zeros((7, 5), np.float32)
+    sizes = [len(slab) for slab in formats.slabs(labels)]
+    assert sizes == [2, 2, 2, 1] and all(slab.base is labels for slab in formats.slabs(labels))
+    for wrong in (None, 0.5, np.nan, np.inf):
+        for row in (0, 6):
+            labels[:] = 3
+            labels[row, 4] = 7 if wrong is None else wrong
+            tifffile.imwrite(tmp_path / "a.tif", labels)
+            if wrong is None:
+                found = formats.read_labels(tmp_path / "a.tif", mapped=True)
+                assert isinstance(found, np.memmap)
+                np.testing.assert_array_equal(found, labels)
+                continue
+            with pytest.raises(InputError, match="whole numbers, got fractions or NaN"):
+                formats.read_labels(tmp_path / "a.tif", mapped=True)
