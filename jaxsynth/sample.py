@@ -22,7 +22,7 @@ from jaxsynth.errors import InputError
 
 FOLDERS = ("labels", "sketches", "images")
 T_START = 400
-EVALUATIONS = 20  # samplers.DEFAULT_EVALUATIONS, for the help alone, which imports nothing heavy
+EVALUATIONS = 5  # samplers.DEFAULT_EVALUATIONS, for the help alone, which imports nothing heavy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--t_start", type=int, help="noise level of the start (default: 400, or the model's latest)")
     parser.add_argument(
-        "--sampler", help="ddpm, ddim, dpmpp, dpmpp_sde or heun (default: dpmpp); consistency of distilled models"
+        "--sampler", help="ddpm, ddim, dpmpp, dpmpp_sde (default) or heun; consistency (default of distilled models)"
     )
     parser.add_argument(
         "--num_evaluations", type=int, help="of the network, per image (default: 20; ddpm: t_start; consistency: 2)"

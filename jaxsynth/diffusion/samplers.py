@@ -33,8 +33,9 @@ SAMPLERS = {
     "heun": "karras",
     "consistency": "trailing",
 }
-DEFAULT_SAMPLER = "dpmpp"
-DEFAULT_EVALUATIONS = 20
+# The cheapest that was within the noise of 400 steps of ddpm on three real sets (README, "Measured").
+DEFAULT_SAMPLER = "dpmpp_sde"
+DEFAULT_EVALUATIONS = 5
 KARRAS_RHO = 7.0
 
 
@@ -81,7 +82,7 @@ def make_plan(
     - `ddim` (Song et al. 2021a): eta = 0 is the first-order solver of the probability flow, eta = 1 is ddpm with
       fixed_small. Few evaluations lose spread, 12 % of it at ten: recommended from 50 on.
     - `dpmpp`: DPM-Solver++ 2M (Lu et al. 2022), deterministic, second order; recommended from 5 evaluations on.
-    - `dpmpp_sde`: its stochastic form; recommended from 10 on.
+    - `dpmpp_sde`: its stochastic form; recommended from 5 on, where 6 % of the spread is lost, from 10 on at most 3 %.
     - `heun` (Karras et al. 2022): second order, two evaluations per step but the last (and the first, where the number
       is even); recommended from 20 on.
     - `consistency` (Song et al. 2023): jumps to the image and noises it again; for distilled models, 1 to 4.

@@ -22,6 +22,8 @@ from jaxsynth.nn.unet import UNet
 from jaxsynth.optimiser import make_optimiser, update_ema
 from jaxsynth.records import Schedule, TrainState
 
+PREVIEW_EVALUATIONS = 20  # from t_max, farther than samples start
+
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
@@ -220,7 +222,8 @@ def preview(parts: Parts, state: TrainState, batch: jax.Array, key: jax.Array) -
     noised = samplers.start(key, real, half, parts.schedule)
     at = jnp.asarray(half - 1)
     estimate = gaussian.predict_x0(noised, at, denoise(noised, at, cond), parts.schedule, parts.prediction)
-    plan = samplers.make_plan(samplers.DEFAULT_SAMPLER, parts.schedule, parts.t_max, prediction=parts.prediction)
+    count = min(PREVIEW_EVALUATIONS, parts.t_max)
+    plan = samplers.make_plan("dpmpp", parts.schedule, parts.t_max, count, prediction=parts.prediction)
     far = samplers.start(key, real, parts.t_max, parts.schedule)
     sample = samplers.sample(denoise, key, far, plan, cond)
     volumes = {
