@@ -22,6 +22,7 @@ from jaxsynth.tasks import ddpm
 
 HUBER = 0.00054  # of the pseudo-Huber loss, against a root mean square (Song and Dhariwal 2023, section 3.3)
 PREVIEW_EVALUATIONS = (1, 4)
+TEACHER_EVALUATIONS = 20  # of the noise-free way that the student is to shorten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +233,7 @@ def _compare(parts, state, batch, key, counts) -> dict[str, jax.Array]:
 
         return samplers.sample(together, key, noised, plan, cond)
 
-    made = {"noised": noised, "teacher": make(parts.teacher, samplers.DEFAULT_SAMPLER, None)}
+    made = {"noised": noised, "teacher": make(parts.teacher, "dpmpp", min(TEACHER_EVALUATIONS, t_start))}
     for count in counts:
         title = f"student, {count} evaluation{'s' * (count > 1)}"
         made[title] = make(state.ema_params, "consistency", count)

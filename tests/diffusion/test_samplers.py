@@ -75,7 +75,7 @@ def test_all_steps_of_ddpm_recover_the_data(schedule, std, t_start):
 # one-step posterior over every fourth of 400 steps would give 2.87 times the spread, a trap of the published programs.)
 RECOMMENDED = [
     *(("dpmpp", count, allowed) for count, allowed in ((5, 0.08), (10, 0.03), (20, 0.02), (50, 0.02), (200, 0.02))),
-    *(("dpmpp_sde", count, allowed) for count, allowed in ((10, 0.04), (20, 0.02), (50, 0.02))),
+    *(("dpmpp_sde", count, allowed) for count, allowed in ((5, 0.08), (10, 0.04), (20, 0.02), (50, 0.02))),
     *(("heun", count, allowed) for count, allowed in ((20, 0.04), (21, 0.04), (50, 0.02))),
     *(("ddpm", count, allowed) for count, allowed in ((50, 0.04), (100, 0.02), (200, 0.02))),
     *(("ddim", count, allowed) for count, allowed in ((50, 0.05), (200, 0.02))),
