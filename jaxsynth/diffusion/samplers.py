@@ -82,7 +82,7 @@ def make_plan(
     - `ddim` (Song et al. 2021a): eta = 0 is the first-order solver of the probability flow, eta = 1 is ddpm with
       fixed_small. Few evaluations lose spread, 12 % of it at ten: recommended from 50 on.
     - `dpmpp`: DPM-Solver++ 2M (Lu et al. 2022), deterministic, second order; recommended from 5 evaluations on.
-    - `dpmpp_sde`: its stochastic form; recommended from 5 on, where 6 % of the spread is lost, from 10 on at most 3 %.
+    - `dpmpp_sde`: its stochastic form; recommended from 5 on, where up to 11 % of the spread is lost, from 10 on 3 %.
     - `heun` (Karras et al. 2022): second order, two evaluations per step but the last (and the first, where the number
       is even); recommended from 20 on.
     - `consistency` (Song et al. 2023): jumps to the image and noises it again; for distilled models, 1 to 4.

@@ -75,7 +75,7 @@ def test_all_steps_of_ddpm_recover_the_data(schedule, std, t_start):
 # one-step posterior over every fourth of 400 steps would give 2.87 times the spread, a trap of the published programs.)
 RECOMMENDED = [
     *(("dpmpp", count, allowed) for count, allowed in ((5, 0.08), (10, 0.03), (20, 0.02), (50, 0.02), (200, 0.02))),
-    *(("dpmpp_sde", count, allowed) for count, allowed in ((5, 0.08), (10, 0.04), (20, 0.02), (50, 0.02))),
+    *(("dpmpp_sde", count, allowed) for count, allowed in ((5, 0.12), (10, 0.04), (20, 0.02), (50, 0.02))),
     *(("heun", count, allowed) for count, allowed in ((20, 0.04), (21, 0.04), (50, 0.02))),
     *(("ddpm", count, allowed) for count, allowed in ((50, 0.04), (100, 0.02), (200, 0.02))),
     *(("ddim", count, allowed) for count, allowed in ((50, 0.05), (200, 0.02))),
@@ -147,7 +147,7 @@ def test_ddpm_is_the_textbook_posterior(schedule):
 
 def test_ddim_with_eta_one_is_ddpm_with_the_posterior_variance(schedule):
     one = samplers.make_plan("ddim", schedule, 400, 30, eta=1.0, spacing="uniform")
-    other = samplers.make_plan("ddpm", schedule, 400, 30, variance="fixed_small")
+    other = samplers.make_plan("ddpm", schedule, 400, 30, variance="fixed_small", spacing="uniform")
     for name in ("t", "from_x", "from_x0", "from_previous", "std"):
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-5, atol=1e-6)
 
