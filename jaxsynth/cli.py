@@ -11,6 +11,8 @@ from pathlib import Path
 
 from jaxsynth.errors import InputError
 
+QUIET_S = 20.0  # an image that takes longer tells how far it is
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, as all others, and whose help keeps the docstring's lines."""
@@ -70,6 +72,17 @@ def enable_compilation_cache() -> None:
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def telling(what: str) -> Callable[[int, int], None]:
+    """A progress(done, number) that prints how far `what` is, once it has taken QUIET_S."""
+    begun = time.perf_counter()
+
+    def progress(done: int, number: int) -> None:
+        if done < number and time.perf_counter() - begun > QUIET_S:
+            print(f"{what} {done} of {number}, {eta(begun, done / number)}", flush=True)
+
+    return progress
 
 
 def read_config(path: str, overrides: list[str]):

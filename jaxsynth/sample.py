@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import functools
 import hashlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,28 +144,21 @@ def sample(args: argparse.Namespace) -> None:
     manifest = manifests.open_manifest(out, "sample", settings)
     manifest |= {"config": model.metadata["config"], "intensity": model.metadata["intensity"]}
     manifests.make_folders(out, FOLDERS)
-    manifests.write_json(out / manifests.NAME, manifest)
 
-    # The manifest tells of a file last: what it does not know was interrupted.
-    todo = [
-        job
-        for job in jobs
-        if job.name not in manifest["files"] or not all((out / f / f"{job.name}.tif").is_file() for f in FOLDERS)
-    ]
-    if len(todo) < len(jobs):
-        print(f"{len(jobs) - len(todo)} of {len(jobs)} files are there already")
-    begun = time.perf_counter()
-    for number, job in enumerate(todo):
+    by_name = {job.name: job for job in jobs}
 
-        def progress(done, count, number=number, name=job.name):
-            left = cli.eta(begun, (number + done / count) / len(todo))
-            print(f"{number + 1}/{len(todo)} {name}  evaluation {done}/{count}  {left}", flush=True)
+    def there(name):
+        return all((out / folder / f"{name}.tif").is_file() for folder in FOLDERS)
 
-        labels, sketch, spacing = job.draw()
-        image = make(keys.stream(root, "sample", job.name), sketch, plan, sigma=args.sigma, progress=progress)
-        _write(out, job.name, labels, sketch, image, spacing, model.intensity, mapped=args.scratch is not None)
-        manifest["files"][job.name] = {
-            "keys": [["simulate", job.name], ["sample", job.name]] if args.recipe else [["sample", job.name]],
+    def planned(name):
+        return {"keys": [["simulate", name], ["sample", name]] if args.recipe else [["sample", name]]}
+
+    def make_one(name):
+        labels, sketch, spacing = by_name[name].draw()
+        told = cli.telling(f"  {name}: network evaluation")
+        image = make(keys.stream(root, "sample", name), sketch, plan, sigma=args.sigma, progress=told)
+        _write(out, name, labels, sketch, image, spacing, model.intensity, mapped=args.scratch is not None)
+        return {
             "sketch_sha256": _digest(sketch, "float32"),
             "labels_sha256": _digest(labels, "int32"),
             "shape": image.shape,
@@ -175,7 +167,8 @@ def sample(args: argparse.Namespace) -> None:
             "num_cells": _count_cells(labels),
             "versions": manifest["versions"],
         }
-        manifests.write_json(out / manifests.NAME, manifest)
+
+    manifests.make_files(out, manifest, list(by_name), there, make_one, planned=planned)
     print(f"done: {len(jobs)} annotated images in {out}")
 
 

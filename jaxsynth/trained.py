@@ -97,8 +97,6 @@ def make_plan(
     if not 1 <= t_start <= trained.t_max:
         raise InputError(f"t_start must lie in 1..{trained.t_max}, what this model was trained on; got {t_start}")
     sampler = default_sampler(trained) if sampler is None else sampler
-    if sampler == "consistency" and num_evaluations is None:
-        num_evaluations = min(2, t_start)
     options |= {"prediction": trained.parts.prediction}
     return samplers.make_plan(sampler, trained.parts.schedule, t_start, num_evaluations, **options)
 
@@ -131,12 +129,6 @@ def _num_devices(trained: Trained) -> int:
     return 1 if trained.parts.net.norm == "instance" else trained.mesh.size
 
 
-def _on_one_cpu(trained: Trained) -> Trained:
-    """The model on one device of the CPU: several share its memory, and tiles are chosen for the whole of that."""
-    mesh = devices.make_mesh(trained.mesh.devices.ravel()[:1].tolist())
-    return dataclasses.replace(trained, mesh=mesh, params=jax.device_put(trained.params, devices.replicated(mesh)))
-
-
 def generator(
     trained: Trained,
     *,
@@ -158,8 +150,6 @@ def generator(
       host. Volumes that do not fit into the device's memory pass through it tile by tile.
       `progress(done, num_evaluations)` is called now and then. Compiled once per shape and number of evaluations.
     """
-    if trained.parts.net.norm == "instance" and jax.default_backend() == "cpu":
-        trained = _on_one_cpu(trained)
     parts, mesh = trained.parts, trained.mesh
     everywhere = devices.replicated(mesh)
 

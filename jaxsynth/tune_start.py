@@ -29,7 +29,6 @@ KLD_ENOUGH = 0.05
 CLEAN_EDGES = np.linspace(-1.0, 1.0, 2049)  # grey values of x_0
 NOISED_EDGES = np.linspace(-4.5, 4.5, 181)  # grey values of x_t; the outermost bins are open
 NAME = "tune.json"
-QUIET_S = 20.0  # an image that takes longer tells how far it is
 
 
 def noised_histogram(counts: np.ndarray, t_start: int, schedule: Schedule) -> np.ndarray:
@@ -206,14 +205,9 @@ def analyse(args) -> dict:
         make, root = trained.generator(model, tile=args.tile), keys.root(args.seed)
 
         def denoised(name, x0, plan):
-            begun = time.monotonic()
-
-            def progress(done, number):
-                if done < number and time.monotonic() - begun > QUIET_S:
-                    print(f"  {name}: {done} of {number} network evaluations", flush=True)
-
             # One noise per image: t_start and sigma are compared on the same.
-            return np.asarray(make(keys.stream(root, "tune", name), x0, plan, progress=progress))
+            progress = cli.telling(f"  {name}: network evaluation")
+            return make(keys.stream(root, "tune", name), x0, plan, progress=progress)
 
         plans = {0: None} | {t: plan(t) for t in some}
         means = backward_analysis(out, result, images, sigmas, plans, denoised, model.intensity)

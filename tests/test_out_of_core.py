@@ -1,19 +1,18 @@
 """Sampling of volumes on the host: the in-memory sampler's result, mapped or not, whatever the tiles and slabs."""
 
 import functools
-import math
 import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 
 from jaxsynth import out_of_core
-from jaxsynth.data import streaming, tile_grid, tiles
+from jaxsynth.data import streaming, tile_grid
 from jaxsynth.diffusion import samplers
 from jaxsynth.diffusion.schedule import make_schedule
-from jaxsynth.nn import unet
 from jaxsynth.sim.sketch import blur
 
 SCHEDULE = make_schedule("linear", 1000)
@@ -26,35 +25,12 @@ def network(ndim):
     Without norm: a group norm over the two channels that four features begin with is nearly a step, and would make
     much of a rounding error from one evaluation to the next.
     """
-    net = unet.UNet(features=4, norm="none")
-    example = jnp.zeros((1, *(8,) * ndim, 2)), jnp.zeros(1, jnp.int32)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), *example)["params"]
-    rng = np.random.default_rng(1)
-
-    def draw(leaf):
-        # Kernels keep the variance of what they get, also the last; the rest is a little off its usual value.
-        scale = math.prod(leaf.shape[:-1]) ** -0.5 if len(leaf.shape) > 1 else 0.3
-        return (rng.normal(size=leaf.shape) * scale + (len(leaf.shape) == 1)).astype(np.float32)
-
-    params = jax.tree.map(draw, shapes)
+    net, params = toy.network(ndim, "none", 2)
 
     def denoise(x, t, cond):
         return net.apply({"params": params}, jnp.concatenate([x, cond], -1)[None], t[None])[0]
 
-    def stages_of(params):
-        def at(name):
-            return functools.partial(net.apply, {"params": params}, method=name)
-
-        return tiles.Stages(
-            shrink=lambda x, t, cond: at("shrink")(jnp.concatenate([x, cond], -1), t),
-            deepen=at("deepen"),
-            grow=lambda x, deep, t, cond: at("grow")(jnp.concatenate([x, cond], -1), deep, t),
-            factor=unet.FACTOR,
-            margin=unet.margin(),
-            deep_margin=unet.deep_margin(),
-        )
-
-    return denoise, streaming.compiled(stages_of, params)
+    return denoise, streaming.compiled(functools.partial(toy.stages, net), params)
 
 
 def draw(shape):

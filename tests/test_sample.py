@@ -92,7 +92,7 @@ def test_skipped_files_change_nothing(dataset, model, monkeypatch, tmp_path, cap
     (out / "images" / "nuclei_0000.tif").unlink()
     capsys.readouterr()
     same(sample(monkeypatch, model, out, *RECIPE, "--num", 3), dataset[1])
-    assert "1 of 3 files are there already" in capsys.readouterr().out
+    assert "1 of 3 are finished already" in capsys.readouterr().out
 
 
 def test_sketches_given_back_make_the_same_images(dataset, model, monkeypatch, tmp_path):

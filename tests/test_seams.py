@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 
 from jaxsynth import devices
 from jaxsynth.data import tile_grid, tiles
@@ -29,23 +30,8 @@ def _params(net, rank, channels):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def _stages(net, params, **margins):
-    def part(method, *inputs):
-        return net.apply({"params": params}, *inputs, method=method)
-
-    def join(x, cond):
-        return x if cond is None else jnp.concatenate([x, cond], -1)
-
-    return tiles.Stages(
-        lambda x, t, cond: part("shrink", join(x, cond), t),
-        lambda h, t: part("deepen", h, t),
-        lambda x, deep, t, cond: part("grow", join(x, cond), deep, t),
-        **margins,
-    )
-
-
 def test_margins_are_the_networks():
-    stages = _stages(None, None)
+    stages = toy.stages(None, None)
     assert (stages.factor, stages.margin) == (unet.FACTOR, unet.margin()) == (4, tile_grid.MARGIN)
     assert stages.deep_margin == unet.deep_margin()
 
@@ -73,7 +59,7 @@ def test_tiled_is_the_whole(norm, shape, settings):
         assert grid.num_tiles > 1
         coarse = grid.coarse(4).shape
         deep = deep_tile and tile_grid.plan_tiles(coarse, deep_tile, margin=unet.deep_margin(), multiple=2)
-        out = jax.jit(tiles.tiled(_stages(net, params), grid, batch, deep_grid=deep))(x, T, cond)
+        out = jax.jit(tiles.tiled(toy.stages(net, params), grid, batch, deep_grid=deep))(x, T, cond)
         error = float(jnp.abs(out - whole).max() / whole.std())
         assert error < 1e-4
 
@@ -92,8 +78,8 @@ def test_on_eight_devices():
         seen.append(batch.shape[0])
         return jax.lax.with_sharding_constraint(batch, devices.split(mesh))
 
-    alone = jax.jit(tiles.tiled(_stages(net, params), grid, 1))
-    shared = tiles.tiled(_stages(net, params), grid, 8, constrain)
+    alone = jax.jit(tiles.tiled(toy.stages(net, params), grid, 1))
+    shared = tiles.tiled(toy.stages(net, params), grid, 8, constrain)
     shared = jax.jit(shared, out_shardings=devices.replicated(mesh)).lower(
         *(jax.device_put(v, devices.replicated(mesh)) for v in (x, T)), None
     )
@@ -133,9 +119,9 @@ def test_no_statistic_tells_where_the_tiles_end():
         low, high = np.quantile(others, [0.005, 0.995], axis=1, keepdims=True)
         return (table[:, at] >= low) & (table[:, at] <= high)
 
-    good = columns(_stages(net, params), tile_grid.plan_tiles(shape, (96, 128)))
+    good = columns(toy.stages(net, params), tile_grid.plan_tiles(shape, (96, 128)))
     assert good.all()
-    bad = columns(_stages(net, params, margin=0), tile_grid.plan_tiles(shape, (96, 104), (8, 8), margin=0))
+    bad = columns(toy.stages(net, params, margin=0), tile_grid.plan_tiles(shape, (96, 104), (8, 8), margin=0))
     assert not bad.all()
 
 
@@ -148,7 +134,7 @@ def test_memory_is_that_of_a_batch_of_tiles_and_a_few_volumes(features, shape, t
     params = _params(net, len(shape), 1)
 
     def temporaries(grid, batch):
-        run = tiles.tiled(_stages(net, params), grid, batch)
+        run = tiles.tiled(toy.stages(net, params), grid, batch)
         like = jax.ShapeDtypeStruct((*shape, 1), jnp.float32)
         return jax.jit(run).lower(like, T, None).compile().memory_analysis().temp_size_in_bytes
 

@@ -1,11 +1,11 @@
 """What a trained model makes of a sketch: the same in memory and streamed, in tiles or whole, on any devices."""
 
-import math
 import os
 
 import jax
 import numpy as np
 import pytest
+import toy
 
 from configs import ddpm as ddpm_config
 from jaxsynth import devices, trained
@@ -24,14 +24,8 @@ def model(ndim, norm, num_devices=None):
     config.model.norm = norm
     parts = ddpm.build(config)
     shapes = jax.eval_shape(lambda key: ddpm.init(parts, key, (1, *config.data.patch, 1)), jax.random.key(0)).params
-    rng = np.random.default_rng(1)
-
-    def draw(leaf):
-        scale = math.prod(leaf.shape[:-1]) ** -0.5 if len(leaf.shape) > 1 else 0.3
-        return (rng.normal(size=leaf.shape) * scale + (len(leaf.shape) == 1)).astype(np.float32)
-
     mesh = devices.make_mesh(jax.devices()[:num_devices])
-    params = jax.device_put(jax.tree.map(draw, shapes), devices.replicated(mesh))
+    params = jax.device_put(toy.weights(shapes), devices.replicated(mesh))
     return trained.Trained(None, {}, config, None, parts, params, mesh)
 
 

@@ -4,18 +4,17 @@ import json
 import shutil
 import sys
 
-import jax
 import numpy as np
 import pytest
+import toy
 
 from configs import common
-from jaxsynth import checkpoint, keys, tune_start
 from jaxsynth import tune as command
+from jaxsynth import tune_start
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import volumes
 from jaxsynth.diffusion.schedule import make_schedule
 from jaxsynth.sim.sketch import blur
-from jaxsynth.tasks import ddpm
 from jaxsynth.tune_pairs import Images
 
 SCHEDULE = make_schedule("cosine", 1000)
@@ -129,12 +128,7 @@ def model(tmp_path_factory):
     config.model.features = 2
     config.model.norm = "none"
     config.diffusion.t_max = 650
-    state = jax.jit(lambda key: ddpm.init(ddpm.build(config), key, (1, 16, 16, 1)))(keys.root(0))
-    intensity = intensities.fit([volumes.read(root / "real" / f"{i}.tif") for i in range(3)], "asinh")
-    metadata = {"config": config.to_dict(), "intensity": intensity.to_dict(), "spacing_um": [0.5, 0.5], "num_files": 3}
-    manager = checkpoint.open_manager(root / "run")
-    checkpoint.save(manager, state, metadata, 1.0)
-    manager.close()
+    toy.untrained_run(root / "run", config)
     return root
 
 

@@ -4,19 +4,17 @@ import json
 import shutil
 import sys
 
-import jax
 import numpy as np
 import pytest
+import toy
 from scipy import stats
 from skimage import io
 from skimage.metrics import peak_signal_noise_ratio
 
 from configs import common
-from jaxsynth import checkpoint, compare_images, keys, samplers_report, tune, tune_samplers
-from jaxsynth.data import intensity as intensities
+from jaxsynth import compare_images, samplers_report, tune, tune_samplers
 from jaxsynth.data import volumes
 from jaxsynth.diffusion import samplers
-from jaxsynth.tasks import ddpm
 
 METRICS = tuple(tune_samplers.JUDGED)
 
@@ -113,12 +111,7 @@ def made(tmp_path_factory):
     config.model.features = 2
     config.model.norm = "none"
     config.diffusion.t_max = 50
-    state = jax.jit(lambda key: ddpm.init(ddpm.build(config), key, (1, 16, 16, 1)))(keys.root(0))
-    intensity = intensities.fit([volumes.read(root / "real" / f"{i}.tif") for i in range(2)], "asinh")
-    metadata = {"config": config.to_dict(), "intensity": intensity.to_dict(), "spacing_um": [0.5, 0.5], "num_files": 2}
-    manager = checkpoint.open_manager(root / "run")
-    checkpoint.save(manager, state, metadata, 1.0)
-    manager.close()
+    toy.untrained_run(root / "run", config)
     return root
 
 

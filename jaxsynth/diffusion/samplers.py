@@ -90,7 +90,8 @@ def make_plan(
     Args:
       schedule: the forward process, T steps.
       t_start: 1..T; the first index visited is t_start - 1.
-      num_evaluations: of the network, 1..t_start; default all for ddpm, DEFAULT_EVALUATIONS (or t_start) for others.
+      num_evaluations: of the network, 1..t_start; default t_start for ddpm, 2 for consistency, DEFAULT_EVALUATIONS
+        for others.
       prediction: what the network predicts, see `gaussian`.
       spacing: of the indices visited: uniform in t, in log_snr, or karras (the 7th root of the noise-to-signal ratio),
         index 0 being the last; or trailing: uniform, with as long a step from the last to the image as the others.
@@ -110,7 +111,8 @@ def make_plan(
         raise InputError(f"eta must lie in 0..1, got {eta}")
     check_t_start(t_start, len(schedule.betas))
     if num_evaluations is None:
-        num_evaluations = t_start if sampler == "ddpm" else min(DEFAULT_EVALUATIONS, t_start)
+        usual = {"ddpm": t_start, "consistency": 2}.get(sampler, DEFAULT_EVALUATIONS)
+        num_evaluations = min(usual, t_start)
     if not 1 <= num_evaluations <= t_start:
         raise InputError(f"num_evaluations must lie in 1..t_start={t_start}, got {num_evaluations}")
     # Heun visits every index but the first and last twice.

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 
 from jaxsynth import devices
 from jaxsynth.data import streaming, tile_grid, tiles
 from jaxsynth.errors import InputError
-from jaxsynth.nn import unet
 from jaxsynth.sim import sketch
 
 T = 70
@@ -21,40 +21,14 @@ T = 70
 
 @functools.cache
 def network(ndim, has_cond=False):
-    """A network whose every layer matters, (its output on a whole volume, its stages)."""
-    net = unet.UNet(features=4, norm="group")
-    example = jnp.zeros((1, *(8,) * ndim, 1 + has_cond)), jnp.zeros(1, jnp.int32)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), *example)["params"]
-    rng = np.random.default_rng(1)
-
-    def draw(leaf):
-        # Kernels keep the variance of what they get, also the last; the rest is a little off its usual value.
-        scale = math.prod(leaf.shape[:-1]) ** -0.5 if len(leaf.shape) > 1 else 0.3
-        return (rng.normal(size=leaf.shape) * scale + (len(leaf.shape) == 1)).astype(np.float32)
-
-    params = jax.tree.map(draw, shapes)
-
-    def join(x, cond):
-        return x if cond is None else jnp.concatenate([x, cond], -1)
-
-    def stages_of(params):
-        def at(name):
-            return functools.partial(net.apply, {"params": params}, method=name)
-
-        return tiles.Stages(
-            shrink=lambda x, t, cond: at("shrink")(join(x, cond), t),
-            deepen=at("deepen"),
-            grow=lambda x, deep, t, cond: at("grow")(join(x, cond), deep, t),
-            factor=unet.FACTOR,
-            margin=unet.margin(),
-            deep_margin=unet.deep_margin(),
-        )
+    """(A network's output on a whole volume, its stages)."""
+    net, params = toy.network(ndim, "group", 1 + has_cond)
 
     def whole(x, cond=None):
-        cond = None if cond is None else cond[None]
-        return np.asarray(jax.jit(net.apply)({"params": params}, join(x[None], cond), jnp.full(1, T)))[0]
+        x = x if cond is None else jnp.concatenate([x, cond], -1)
+        return np.asarray(jax.jit(net.apply)({"params": params}, x[None], jnp.full(1, T)))[0]
 
-    return whole, streaming.compiled(stages_of, params)
+    return whole, streaming.compiled(functools.partial(toy.stages, net), params)
 
 
 def noise(*shape):
