@@ -2,33 +2,37 @@
 
 `x` is [B, *S, C_in], `kernel` is [*(k,) * D, C_in, C_out], whatever form the computation takes.
 
-The forms are chosen by time. XLA's stride-2 convolutions have slow gradients in 3D, so halving is written as a
-stride-1 convolution of size 2 on 2 x 2 (x 2) cells. XLA on CPU is fast in 2D and several times slower in 3D, so
-there a 3D convolution is the sum of 2D convolutions over the taps along z.
+The forms are chosen by time, see docs/performance.md. XLA's stride-2 convolutions have slow gradients in 3D, so halving
+is written as a stride-1 convolution of size 2 on 2 x 2 (x 2) cells. On CPU, where 3D convolutions are several times
+slower than 2D ones and arithmetic is what takes the time, size 3 goes to Winograd's algorithm on 2D slabs.
 """
+
+import itertools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxsynth.nn import winograd
 
 
 def same_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Stride-1 convolution with zeros outside: [B, *S, C_in] -> [B, *S, C_out], odd kernel sizes."""
     if kernel.shape[0] == 1:
         return x @ kernel.reshape(kernel.shape[-2:])
-    if x.ndim == 5 and on_cpu():
-        return _sum_over_planes(same_conv, x, kernel, kernel.shape[0] // 2, 1)
+    if kernel.shape[0] == 3 and on_cpu():
+        # In float32 whatever comes: a CPU computes nothing faster in less, and Winograd's sums need the digits.
+        return winograd.same_conv(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
     return _convolve(x, kernel, "SAME")
 
 
 def down_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Convolution of size 4, stride 2, one zero outside: [B, *S, C_in] -> [B, *S/2, C_out], S even."""
-    if x.ndim == 5 and on_cpu():
-        return _sum_over_planes(down_conv, x, kernel, 1, 2)
     rank = x.ndim - 2
     padded = jnp.pad(x, [(0, 0), *[(1, 1)] * rank, (0, 0)])
     # Voxel 2 i + j of an axis is place j of cell i, in the image and in the kernel alike.
-    return _convolve(_cells(padded, 1), _cells(kernel, 0), "VALID")
+    cells, kernel = _cells(padded, 1), _cells(kernel, 0)
+    return _sum_over_shifts(cells, kernel) if on_cpu() else _convolve(cells, kernel, "VALID")
 
 
 def pixel_shuffle(x: jax.Array) -> jax.Array:
@@ -57,15 +61,19 @@ def _convolve(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
     return lax.conv_general_dilated(x, kernel, (1,) * len(space), padding, dimension_numbers=numbers)
 
 
-def _sum_over_planes(convolve, x: jax.Array, kernel: jax.Array, padding: int, stride: int) -> jax.Array:
-    """A 3D convolution as a sum, over the taps along z, of 2D ones that take planes for images of the batch."""
-    batch, depth = x.shape[0], x.shape[1] // stride
-    padded = jnp.pad(x, [(0, 0), (padding, padding), (0, 0), (0, 0), (0, 0)])
+def _sum_over_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution of size 2 without padding as one product with all its taps at once, whose results are then shifted
+    and added."""
+    rank = x.ndim - 2
+    features = kernel.shape[-1]
+    space = [size - 1 for size in x.shape[1:-1]]
+    taps = jnp.moveaxis(kernel, -2, 0).reshape(kernel.shape[-2], -1)
+    products = x @ taps
     total = 0.0
-    for tap, kernel_2d in enumerate(kernel):
-        planes = padded[:, tap : tap + stride * (depth - 1) + 1 : stride]
-        total = total + convolve(planes.reshape(batch * depth, *planes.shape[2:]), kernel_2d)
-    return total.reshape(batch, depth, *total.shape[1:])
+    for tap, corner in enumerate(itertools.product((0, 1), repeat=rank)):
+        window = [slice(None), *(slice(i, i + size) for i, size in zip(corner, space, strict=True))]
+        total = total + products[(*window, slice(tap * features, (tap + 1) * features))]
+    return total
 
 
 def _cells(x: jax.Array, first: int) -> jax.Array:

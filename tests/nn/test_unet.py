@@ -49,7 +49,7 @@ def test_receptive_field_is_exact():
 def test_margins_are_exact():
     """With positive weights, all that a tile's end may spoil changes with what lies beyond it, and nothing else.
 
-    The derivative towards everything outside a tile, seen inside.
+    The gradient of every place inside a tile, looked at outside.
     """
     net, params = _net_and_params(norm="none")
     params = jax.tree.map(lambda p: jnp.abs(p) + 1e-3, params)
@@ -58,10 +58,10 @@ def test_margins_are_exact():
     def spoilt(method, channels, size, first, last, *others):
         outside = (jnp.arange(size) < first) | (jnp.arange(size) >= last)
         x = jnp.ones((1, 8, size, channels))
-        towards = jnp.broadcast_to(outside[:, None].astype(jnp.float32), x.shape)
-        _, change = jax.jvp(lambda x: net.apply(params, x, *others, t, method=method), (x,), (towards,))
-        scale = size // change.shape[2]
-        changed = np.asarray(jnp.abs(change).sum((0, 1, 3)))[first // scale : last // scale] > 0
+        y, pull = jax.vjp(lambda x: net.apply(params, x, *others, t, method=method).sum((0, 1, 3)), x)
+        seen = jax.vmap(lambda place: jnp.abs(pull(place)[0]).sum((0, 1, 3)) @ outside)(jnp.eye(len(y)))
+        scale = size // len(y)
+        changed = np.asarray(seen)[first // scale : last // scale] > 0
         clean = np.flatnonzero(~changed)
         return max(clean.min(), len(changed) - 1 - clean.max())
 
@@ -221,7 +221,7 @@ def _lax_conv(x, kernel, stride, padding):
 @pytest.mark.parametrize(
     "convolve, size, stride, padding", [(same_conv, 3, 1, 1), (same_conv, 1, 1, 0), (down_conv, 4, 2, 1)]
 )
-@pytest.mark.parametrize("space", [(8, 12), (2, 2), (4, 6, 8), (2, 2, 2)])
+@pytest.mark.parametrize("space", [(8, 12), (2, 2), (10, 6), (4, 6, 8), (2, 2, 2), (6, 4, 2)])
 def test_convolution_equals_lax(convolve, size, stride, padding, space):
     """Whatever form the convolution takes on this backend, value and both gradients are the plain one's."""
     keys = jax.random.split(jax.random.key(6), 3)
@@ -237,6 +237,21 @@ def test_convolution_equals_lax(convolve, size, stride, padding, space):
     expected = jax.jit(lambda: value_and_gradients(lambda x, k: _lax_conv(x, k, stride, padding)))()
     for a, b in zip(actual, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1, np.abs(b).max()))
+
+
+@pytest.mark.parametrize("space", [(1, 5), (3, 4), (5, 9), (9, 3), (1, 3, 4), (3, 5, 4), (5, 3, 3), (9, 4, 5)])
+def test_a_convolution_of_size_3_takes_any_space(space):
+    """Depths that are no multiple of the blocks it may be cut into, and the published width."""
+    keys = jax.random.split(jax.random.key(7), 2)
+    x = jax.random.normal(keys[0], (1, *space, 128))
+    kernel = jax.random.normal(keys[1], (*(3,) * len(space), 128, 16)) * (128 * 3 ** len(space)) ** -0.5
+    np.testing.assert_allclose(same_conv(x, kernel), _lax_conv(x, kernel, 1, 1), atol=1e-5)
+
+
+def test_a_convolution_keeps_the_type_it_is_given():
+    x, kernel = jnp.ones((1, 8, 8, 4), jnp.bfloat16), jnp.ones((3, 3, 4, 4), jnp.bfloat16)
+    assert same_conv(x, kernel).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(same_conv(x, kernel), _lax_conv(x, kernel, 1, 1))
 
 
 @pytest.mark.parametrize(
