@@ -28,7 +28,8 @@ def get_config() -> ConfigDict:
     c.model.norm = "group"  # group (free of tile statistics) | instance (the published) | none
     c.model.noise_channel = False  # a second input channel of fixed noise, which published checkpoints need
     c.model.bfloat16 = False  # compute in bfloat16; parameters and norms stay float32
-    c.model.remat = False  # recompute activations on the way back: less memory, a third more work
+    # Recompute activations on the way back, for less memory and a third more work:
+    c.model.remat = "auto"  # auto (where they do not fit the device) | always | never
 
     c.diffusion = ConfigDict()
     c.diffusion.schedule = "cosine"  # cosine | linear | quadratic | sigmoid
@@ -53,6 +54,9 @@ def get_config() -> ConfigDict:
     c.optim.clip_norm = 1.0  # of the whole gradient; 0: no clipping
     c.optim.accumulate = 1  # micro-batches per step; batch_size is their sum
     c.optim.ema_decay = 0.999  # of the averaged parameters that samples are made with
+
+    c.parallel = ConfigDict()
+    c.parallel.space = 1  # devices that share one patch, split along y: for patches too large for one
 
     c.train = ConfigDict()
     c.train.num_steps = 20_000

@@ -22,3 +22,38 @@ def test_a_batch_uses_the_devices_it_splits_over(batch, accumulate, size):
 def test_impossible_batches_are_named(batch, accumulate):
     with pytest.raises(InputError, match="batch_size"):
         devices.mesh_for(batch, accumulate)
+
+
+@pytest.mark.parametrize(
+    ("batch", "space", "shape"), [(8, 2, (4, 2)), (4, 2, (4, 2)), (1, 8, (1, 8)), (2, 4, (2, 4)), (8, 3, (2, 3))]
+)
+def test_devices_share_patches(batch, space, shape):
+    """As many devices as rows of `space` of them divide; each has a slab along y of its examples."""
+    mesh = devices.mesh_for(batch, space=space)
+    assert tuple(mesh.shape.values()) == shape
+    placed = jax.device_put(jax.numpy.zeros((batch, 5, 24, 7, 1)), devices.split_space(mesh, 3))
+    slabs = {shard.data.shape for shard in placed.addressable_shards}
+    assert slabs == {(batch // shape[0], 5, 24 // space, 7, 1)}
+
+
+@pytest.mark.parametrize("space", [0, 9])
+def test_more_devices_per_patch_than_there_are_is_named(space):
+    with pytest.raises(InputError, match=r"parallel\.space"):
+        devices.mesh_for(8, space=space)
+
+
+def test_a_mesh_needs_whole_rows():
+    with pytest.raises(InputError, match="space"):
+        devices.make_mesh(space=3)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "JAX_NUM_PROCESSES"),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost"}, "HOST:PORT"),
+    ],
+)
+def test_what_tells_of_other_processes_is_checked(environment, message):
+    with pytest.raises(InputError, match=message):
+        devices.join(environment)

@@ -1,5 +1,6 @@
 """The training command as a user runs it: resumed, killed, interrupted, and given what it cannot use."""
 
+import gzip
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from configs import common
 from jaxsynth import checkpoint
 from jaxsynth.data import volumes
 from jaxsynth.errors import InputError
-from jaxsynth.train import _saved_metadata
+from jaxsynth.train_start import saved_metadata
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -52,8 +53,8 @@ def environment():
     return os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
 
 
-def train(workdir, images, **overrides):
-    args = [str(arg) for arg in command(workdir, images, **overrides)]
+def train(workdir, images, *flags, **overrides):
+    args = [str(arg) for arg in (*command(workdir, images, **overrides), *flags)]
     return subprocess.run(args, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
 
 
@@ -74,7 +75,7 @@ def state_of(workdir, step="latest"):
 def finished(tmp_path_factory, images):
     """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("run") / "whole"
-    done = train(workdir, images)
+    done = train(workdir, images, "--profile", workdir.parent / "trace")
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
 
@@ -95,6 +96,14 @@ def test_a_run_leaves_what_it_promises(finished):
     # The last two, and the best where it is neither.
     steps = {int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit()}
     assert {250, 300} <= steps and len(steps) <= 3
+
+
+def test_a_profile_is_left_where_asked(finished):
+    workdir, output = finished
+    assert "trace: open" in output
+    (trace,) = (workdir.parent / "trace").rglob("perfetto_trace.json.gz")
+    assert "jit" in gzip.decompress(trace.read_bytes()).decode()
+    assert list((workdir.parent / "trace").rglob("*.xplane.pb"))
 
 
 def test_a_killed_run_ends_bit_identical(finished, images, tmp_path):
@@ -182,14 +191,16 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     for name in ("prediction", "weighting", "snr_cap"):
         del old["diffusion"][name]
     del old["distill"]
+    old["model"]["remat"] = False
+    config.model.remat = "always"  # which may change
     folder = tmp_path / "checkpoints" / "10" / "metadata"
     folder.mkdir(parents=True)
     (tmp_path / "checkpoints" / "10" / "state").mkdir()
     (folder / "metadata").write_text(json.dumps({"config": old}))
-    assert _saved_metadata(tmp_path, config) == {"config": json.loads(json.dumps(old))}
+    assert saved_metadata(tmp_path, config) == {"config": json.loads(json.dumps(old))}
     config.diffusion.prediction = "v"
     with pytest.raises(InputError, match="diffusion="):
-        _saved_metadata(tmp_path, config)
+        saved_metadata(tmp_path, config)
 
 
 @pytest.mark.parametrize(

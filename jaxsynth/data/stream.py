@@ -98,7 +98,7 @@ def batches(
     resident: bool,
     first_step: int = 0,
     symmetries: bool = True,
-    split: Sharding | None = None,
+    split: NamedSharding | None = None,
     replicated: Sharding | None = None,
 ) -> Iterator[jax.Array]:
     """Batches for steps first_step, first_step + 1, ...; batch i depends on `key` and i alone.
@@ -109,7 +109,8 @@ def batches(
       patch: D ints.
       resident: True keeps the set on the device, False reads patches on background threads.
       symmetries: whether patches are flipped and turned.
-      split, replicated: where batches and the resident set lie; default the default device.
+      split, replicated: where batches and the resident set lie; default the default device. Of several processes each
+        holds, and of streamed batches also reads, what lies on its own devices.
 
     Yields:
       float32 [B, *patch, 1] in [-1, 1].
@@ -134,7 +135,7 @@ def _resident(volumes, shapes, patch, drawn, finish, first_step, split, replicat
     sizes = np.prod(shapes, axis=1)
     offsets = jnp.asarray(np.cumsum(sizes) - sizes, jnp.int32)
     flat = np.concatenate([load(volumes, i).ravel() for i in range(len(shapes))])
-    flat = jax.device_put(flat, replicated)
+    flat = _place(flat, replicated)
 
     def batch(flat, step):
         at = drawn(step)
@@ -150,18 +151,22 @@ def _resident(volumes, shapes, patch, drawn, finish, first_step, split, replicat
 
 def _streamed(volumes, shapes, patch, drawn, finish, first_step, split, replicated) -> Iterator[jax.Array]:
     try:
-        host = jax.devices("cpu")[0]
+        host = jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        host = jax.devices()[0]
+        host = jax.local_devices()[0]
     finish = jax.jit(finish, out_shardings=split)
     drawn = jax.jit(drawn)
+    # Patches come whole, even where devices share one.
+    rows = None if split is None else NamedSharding(split.mesh, PartitionSpec(split.spec[0]))
 
     def read(step: int) -> tuple[np.ndarray, np.ndarray]:
         # On the host's own device: a draw must not queue behind the training steps.
         with jax.default_device(host):
             at = jax.device_get(drawn(step))
-        parts = [read_patch(volumes, int(i), tuple(s), patch) for i, s in zip(at.index, at.start, strict=True)]
-        return np.stack(parts), at.symmetry
+        patches = np.zeros((len(at.index), *patch), volumes.dtype)
+        for row in _rows_here(rows, len(at.index)):
+            patches[row] = read_patch(volumes, int(at.index[row]), tuple(at.start[row]), patch)
+        return patches, at.symmetry
 
     with ThreadPoolExecutor(PREFETCH, thread_name_prefix="patches") as pool:
         ahead: collections.deque = collections.deque()
@@ -171,10 +176,25 @@ def _streamed(volumes, shapes, patch, drawn, finish, first_step, split, replicat
                 while len(ahead) < PREFETCH:
                     ahead.append(pool.submit(read, step))
                     step += 1
-                yield finish(*jax.device_put(ahead.popleft().result(), split))
+                yield finish(*(_place(array, rows) for array in ahead.popleft().result()))
         finally:
             for future in ahead:
                 future.cancel()
+
+
+def _rows_here(sharding: Sharding | None, count: int) -> list[int]:
+    """Which of `count` rows lie on devices of this process."""
+    if sharding is None:
+        return list(range(count))
+    places = sharding.addressable_devices_indices_map((count,)).values()
+    return sorted({row for (rows,) in places for row in range(*rows.indices(count))})
+
+
+def _place(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
+    """A host array on the devices; every process gives the part that lies on its own."""
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 @struct.dataclass
@@ -233,7 +253,7 @@ def simulated(
     known = (*views.MAPS, "image", *(("nuclei", "membrane") if found.populate is None else ()))
     for name in set(maps) - set(known):
         raise InputError(f"maps: recipe {found.name} has {', '.join(known)}; got {name!r}")
-    many = 1 if split is None else split.mesh.size
+    many = 1 if split is None else split.mesh.shape[split.spec[0]]
     if batch_size < 1 or batch_size % many:
         raise InputError(f"batch_size: expected a positive multiple of {many}, the devices; got {batch_size}")
     drawn = {"recipe": found, "levels": tuple(levels), "maps": tuple(maps), "batch_size": batch_size, "split": split}

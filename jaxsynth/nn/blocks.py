@@ -35,13 +35,14 @@ def time_embedding(t: jax.Array, size: int = 128) -> jax.Array:
 class Conv(nn.Module):
     """Convolution with bias, [B, *S, C_in] -> [B, *S, C_out]; `down` halves S with size 4 and stride 2.
 
-    Given several arrays it convolves their concatenation along the channels.
+    Given several arrays it convolves their concatenation along the channels. `direct`: see `conv.same_conv`.
     """
 
     channels: int
     size: int = 3
     down: bool = False
     dtype: jnp.dtype = jnp.float32
+    direct: bool = False
     kernel_init: nn.initializers.Initializer = he_normal
 
     @nn.compact
@@ -52,7 +53,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,), jnp.float32)
         convolve = down_conv if self.down else same_conv
-        return convolve(x.astype(self.dtype), kernel) + bias.astype(self.dtype)
+        return convolve(x.astype(self.dtype), kernel, self.direct) + bias.astype(self.dtype)
 
 
 class PReLU(nn.Module):
@@ -145,17 +146,18 @@ class ConvStage(nn.Module):
     down: bool = False
     head: int = 0
     dtype: jnp.dtype = jnp.float32
+    direct: bool = False
 
     @nn.compact
     def __call__(self, *inputs: jax.Array) -> jax.Array:
         for layer, channels in enumerate(self.channels):
-            x = Conv(channels, self.size, self.down, self.dtype, name=f"conv_{3 * layer}")(*inputs)
+            x = Conv(channels, self.size, self.down, self.dtype, self.direct, name=f"conv_{3 * layer}")(*inputs)
             x = PReLU(name=f"prelu_{3 * layer + 1}")(x)
             x = Norm(self.norm, name=f"norm_{3 * layer + 2}")(x)
             inputs = (x,)
         if self.head:
             last = 3 * len(self.channels)
-            x = Conv(self.head, 1, False, self.dtype, small_normal, name=f"conv_{last}")(x)
+            x = Conv(self.head, 1, False, self.dtype, kernel_init=small_normal, name=f"conv_{last}")(x)
         return x
 
 

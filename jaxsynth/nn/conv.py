@@ -16,23 +16,27 @@ from jax import lax
 from jaxsynth.nn import winograd
 
 
-def same_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Stride-1 convolution with zeros outside: [B, *S, C_in] -> [B, *S, C_out], odd kernel sizes."""
+def same_conv(x: jax.Array, kernel: jax.Array, direct: bool = False) -> jax.Array:
+    """Stride-1 convolution with zeros outside: [B, *S, C_in] -> [B, *S, C_out], odd kernel sizes.
+
+    `direct` takes the plain form on every backend, which the compiler can split over devices along a space axis.
+    """
     if kernel.shape[0] == 1:
         return x @ kernel.reshape(kernel.shape[-2:])
-    if kernel.shape[0] == 3 and on_cpu():
+    if kernel.shape[0] == 3 and on_cpu() and not direct:
         # In float32 whatever comes: a CPU computes nothing faster in less, and Winograd's sums need the digits.
         return winograd.same_conv(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
     return _convolve(x, kernel, "SAME")
 
 
-def down_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution of size 4, stride 2, one zero outside: [B, *S, C_in] -> [B, *S/2, C_out], S even."""
+def down_conv(x: jax.Array, kernel: jax.Array, direct: bool = False) -> jax.Array:
+    """Convolution of size 4, stride 2, one zero outside: [B, *S, C_in] -> [B, *S/2, C_out], S even. `direct` as in
+    `same_conv`."""
     rank = x.ndim - 2
     padded = jnp.pad(x, [(0, 0), *[(1, 1)] * rank, (0, 0)])
     # Voxel 2 i + j of an axis is place j of cell i, in the image and in the kernel alike.
     cells, kernel = _cells(padded, 1), _cells(kernel, 0)
-    return _sum_over_shifts(cells, kernel) if on_cpu() else _convolve(cells, kernel, "VALID")
+    return _sum_over_shifts(cells, kernel) if on_cpu() and not direct else _convolve(cells, kernel, "VALID")
 
 
 def pixel_shuffle(x: jax.Array) -> jax.Array:
@@ -68,12 +72,12 @@ def _sum_over_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
     features = kernel.shape[-1]
     space = [size - 1 for size in x.shape[1:-1]]
     taps = jnp.moveaxis(kernel, -2, 0).reshape(kernel.shape[-2], -1)
-    products = x @ taps
+    products = jnp.matmul(x, taps, preferred_element_type=jnp.float32)
     total = 0.0
     for tap, corner in enumerate(itertools.product((0, 1), repeat=rank)):
         window = [slice(None), *(slice(i, i + size) for i, size in zip(corner, space, strict=True))]
         total = total + products[(*window, slice(tap * features, (tap + 1) * features))]
-    return total
+    return total.astype(x.dtype)
 
 
 def _cells(x: jax.Array, first: int) -> jax.Array:

@@ -4,6 +4,8 @@ Source: Eschweiler et al., "Denoising diffusion probabilistic models for generat
 fully-annotated microscopy image datasets" (2024), whose published weights it takes without change.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -21,7 +23,8 @@ class UNet(nn.Module):
     `features` is the width of the first level, 8 times less than at the bottom. `norm`: see `Norm`;
     `instance` is the published network, `group` makes the output independent of tiling. `dtype=jnp.bfloat16`
     computes in bfloat16; parameters, norms and the output stay float32. `remat` keeps the activations between
-    stages only and computes the rest again on the way back.
+    stages only and computes the rest again on the way back. `direct` takes the plain form of convolutions on every
+    backend, for images that devices share: see `conv.same_conv`.
 
     S may be anything: an axis that is not a multiple of 8 is extended on its far side by reflection and the
     output cropped. On multiples of 8 the network is exactly the published one.
@@ -38,20 +41,23 @@ class UNet(nn.Module):
     norm: str = "instance"
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    direct: bool = False
 
     def setup(self):
         check_norm(self.norm)
         f = self.features
         if f < 2 or f % 2:
             raise InputError(f"features: expected an even number of 2 or more, got {f}")
-        conv_stage = nn.remat(ConvStage) if self.remat else ConvStage
+        conv_stage = functools.partial(nn.remat(ConvStage) if self.remat else ConvStage, direct=self.direct)
         up_stage = nn.remat(UpStage) if self.remat else UpStage
         blocks = [(f // 2, f), (f, 2 * f), (2 * f, 4 * f), (4 * f, 8 * f), (8 * f, 8 * f), (8 * f, 8 * f), (f, f)]
         for level, channels in enumerate(blocks, 1):
             setattr(self, f"c{level}", conv_stage(channels, self.norm, dtype=self.dtype))
             setattr(self, f"t{level}", TimeStage(channels[-1]))
         for level, channels in enumerate((f, 2 * f, 4 * f), 1):
-            setattr(self, f"d{level}", conv_stage((channels,), self.norm, 4, True, dtype=self.dtype))
+            setattr(
+                self, f"d{level}", conv_stage((channels,), self.norm, 4, True, dtype=self.dtype)
+            )
             setattr(self, f"u{level}", up_stage(8 * f, self.norm, self.dtype))
         self.out = conv_stage((f, f), self.norm, head=self.out_channels, dtype=self.dtype)
 

@@ -23,6 +23,7 @@ from jaxsynth.optimiser import make_optimiser, update_ema
 from jaxsynth.records import Schedule, TrainState
 
 PREVIEW_EVALUATIONS = 20  # from t_max, farther than samples start
+REMAT = ("auto", "always", "never")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Parts:
 def build(config: ConfigDict) -> Parts:
     """Network, schedule and optimiser of a configuration, be it of `distill` or of an earlier version.
 
+    With model.remat "auto" the network recomputes nothing: whether it must, the caller finds out.
+
     Raises:
       InputError: a value that makes no sense.
     """
@@ -62,11 +65,14 @@ def build(config: ConfigDict) -> Parts:
         "snr_cap": config.diffusion.get("snr_cap", 5.0),
     }
     gaussian.loss_weights(schedule, **kind)  # says so where they make no sense
+    # Devices that share a patch need convolutions of the plain form, which the compiler splits along y.
+    shared = {"direct": True} if config.get("parallel", {}).get("space", 1) > 1 else {}
     net = UNet(
         features=config.model.features,
         norm=config.model.norm,
         dtype=jnp.bfloat16 if config.model.bfloat16 else jnp.float32,
-        remat=config.model.remat,
+        remat=recomputes(config) == "always",
+        **shared,
     )
     return Parts(
         net=net,
@@ -86,6 +92,18 @@ def build(config: ConfigDict) -> Parts:
         accumulate=config.optim.accumulate,
         ema_decay=config.optim.ema_decay,
     )
+
+
+def recomputes(config: ConfigDict) -> str:
+    """config.model.remat as auto, always or never; checkpoints of earlier versions have False and True.
+
+    Raises:
+      InputError: another value.
+    """
+    value = {"False": "never", "True": "always"}.get(str(config.model.remat), config.model.remat)
+    if value not in REMAT:
+        raise InputError(f"unknown model.remat {value!r}: expected one of {', '.join(REMAT)}")
+    return value
 
 
 def init(parts: Parts, key: jax.Array, batch_shape: tuple[int, ...]) -> TrainState:

@@ -59,7 +59,7 @@ def inherit(config: ConfigDict) -> dict:
         raise InputError(f"distill.teacher {found} is of task {teacher.task!r}, expected ddpm")
     for section in ("model", "diffusion"):
         for name, value in config[section].items():
-            if value != teacher[section].get(name, value):
+            if name != "remat" and value != teacher[section].get(name, value):
                 raise InputError(f"{section}.{name} is the teacher's, {teacher[section][name]!r}; got {value!r}")
     t_max = config.distill.t_max or teacher.diffusion.t_max
     if not 1 <= t_max <= teacher.diffusion.t_max:
@@ -70,7 +70,7 @@ def inherit(config: ConfigDict) -> dict:
     if len(patch) != len(teacher.data.patch):
         raise InputError(f"data.patch {patch} is {len(patch)}D, distill.teacher {len(teacher.data.patch)}D")
     with config.unlocked():
-        config.model = teacher.model
+        config.model = ConfigDict(teacher.model.to_dict() | {"remat": config.model.remat})
         config.diffusion = teacher.diffusion
         config.diffusion.t_max = t_max
         config.data.patch = patch
