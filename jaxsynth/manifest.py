@@ -4,18 +4,22 @@ Several workers can fill one folder: each writes a manifest of its own, `manifes
 another's, and who opens the folder reads all of them.
 """
 
+import argparse
 import json
 import os
 import platform
+import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import jaxsynth
+from jaxsynth import pipeline
 from jaxsynth.errors import InputError
 
 NAME = "manifest.json"
+WRITE_S = 2.0  # the manifest is written about this often
 
 
 def open_manifest(out: Path, command: str, settings: dict) -> dict:
@@ -129,22 +133,62 @@ def write_json(file: Path, content: dict) -> None:
     os.replace(part, file)
 
 
+def worker(text: str) -> tuple[int, int]:
+    """The argparse type of --worker: "2/4" is (2, 4)."""
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not 1 <= int(parts[0]) <= int(parts[1]):
+        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 2/4; got {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
 def make_files(
     out: Path,
     manifest: dict,
     names: Sequence[str],
     there: Callable[[str], bool],
-    make: Callable[[str], dict],
+    make: Callable[[str], dict | Callable[[], dict]],
+    *,
+    planned: Callable[[str], dict],
+    worker: tuple[int, int] = (1, 1),
+) -> bool:
+    """`fill`, one name after the other.
+
+    Args:
+      make: makes the files of a name; returns what the manifest is to tell of them beside what was planned, or a
+        function that does the rest of the work and returns that: it is called on another thread, while the next name
+        is made.
+    """
+
+    def make_each(todo, done):
+        def finish(part):
+            name, made = part
+            done(name, made() if callable(made) else made)
+
+        pipeline.run(todo, lambda name: [(name, make(name))], finish, ahead=1)
+
+    return fill(out, manifest, names, there, make_each, planned=planned, worker=worker)
+
+
+def fill(
+    out: Path,
+    manifest: dict,
+    names: Sequence[str],
+    there: Callable[[str], bool],
+    make: Callable[[list[str], Callable[[str, dict], None]], None],
     *,
     planned: Callable[[str], dict],
     worker: tuple[int, int] = (1, 1),
 ) -> bool:
     """Makes those files of `names` that are missing, with a line of progress, and keeps the manifest up to date.
 
+    The manifest is written every few seconds and at the end, also where that is an error or Ctrl-C. What it does not
+    tell of yet when the program is killed is made again.
+
     Args:
       manifest: of `open_manifest`; changed.
       there: whether all files of a name lie in the folder.
-      make: makes them; returns what the manifest is to tell of them beside what was planned.
+      make: (todo, done) makes the files of all names in `todo`, in any order, and calls done(name, entry) for each, on
+        any thread: `entry` is what the manifest is to tell of it beside what was planned.
       planned: what it tells of them before.
       worker: (i, n): every n-th name, from the i-th on, is this process's.
 
@@ -166,16 +210,31 @@ def make_files(
     files = {name: planned(name) for name in own} | (files if parts == 1 else {n: files[n] for n in own if n in files})
     manifest = manifest | {"files": files}
     write_json(place, manifest)
-    started, shown = time.monotonic(), 0.0
-    for index, name in enumerate(todo):
-        files[name] = planned(name) | make(name)
-        write_json(place, manifest)
-        now = time.monotonic()
-        left = (now - started) / (index + 1) * (len(todo) - index - 1)
-        if now - shown > 2 or index + 1 == len(todo):
-            shown = now
-            print(f"{manifest['command']} {index + 1}/{len(todo)}  {name}  {now - started:.0f} s, {left:.0f} s left",
-                  flush=True)  # fmt: skip
+    started = written = time.monotonic()
+    count, shown, wait, lock = 0, 0.0, WRITE_S, threading.Lock()
+
+    def done(name: str, entry: dict) -> None:
+        nonlocal count, shown, written, wait
+        with lock:
+            files[name] = planned(name) | entry
+            count += 1
+            now = time.monotonic()
+            if now - written > wait:
+                write_json(place, manifest)
+                written = time.monotonic()
+                wait = max(WRITE_S, 20 * (written - now))  # of many thousand files it takes long
+            left = (now - started) / count * (len(todo) - count)
+            if now - shown > 2 or count == len(todo):
+                shown = now
+                print(f"{manifest['command']} {count}/{len(todo)}  {name}  {now - started:.0f} s, {left:.0f} s left",
+                      flush=True)  # fmt: skip
+
+    try:
+        if todo:
+            make(todo, done)
+    finally:
+        with lock:
+            write_json(place, manifest)
     if parts > 1:
         # Each has written its own by now, so the last to come here sees all, and two who do write the same.
         files = {name: planned(name) for name in names}

@@ -1,6 +1,7 @@
 """Files of simulated specimens: `jaxsynth.simulate --recipe`."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxsynth import centre_files, outputs, specimens
@@ -56,7 +57,7 @@ def make(args) -> None:
     folders += ["images"] * args.render + list(wanted.maps)
     by_name, root = {job.name: job for job in jobs}, keys.root(args.seed)
 
-    def make_one(out: Path, name: str) -> dict:
+    def make_one(out: Path, name: str) -> Callable[[], dict]:
         job = by_name[name]
         own, count = given, None
         if job.centres_um is not None:
@@ -71,18 +72,22 @@ def make(args) -> None:
                    "sketches_nuclei": drawn.nuclei_sketch, "images": drawn.image, **drawn.maps}  # fmt: skip
         if wanted.merge:
             results |= {"labels": drawn.merged, "labels_true": made.labels}
-        for folder in folders:
-            volume = np.asarray(results[folder])
-            spacing = job.plan.spacing_um
-            if folder == "images":
-                volume = camera(volume)
-            if spacing is not None and volume.ndim > len(spacing):
-                spacing = (1.0, *spacing)  # planes of overlapping cells lie at no distance
-            volumes.write(out / folder / f"{name}.tif", volume, spacing_um=spacing)
-        entry = {"num_asked": int(made.num_asked), "num_placed": int(made.num_placed)}
-        if args.centres:
-            entry |= {"shape": job.plan.shape, "spacing_um": job.plan.spacing_um}
-        return entry
+
+        def write() -> dict:
+            for folder in folders:
+                volume = np.asarray(results[folder])
+                spacing = job.plan.spacing_um
+                if folder == "images":
+                    volume = camera(volume)
+                if spacing is not None and volume.ndim > len(spacing):
+                    spacing = (1.0, *spacing)  # planes of overlapping cells lie at no distance
+                volumes.write(out / folder / f"{name}.tif", volume, spacing_um=spacing)
+            entry = {"num_asked": int(made.num_asked), "num_placed": int(made.num_placed)}
+            if args.centres:
+                entry |= {"shape": job.plan.shape, "spacing_um": job.plan.spacing_um}
+            return entry
+
+        return write  # while the device makes the next
 
     settings = {**plan_settings(args, jobs[0].plan), "levels": list(levels), "merge": wanted.merge, **settings}
     outputs.make(args, settings, list(by_name), folders, make_one, what="specimen(s)", intensity=intensity)

@@ -11,27 +11,15 @@ second run.
 import argparse
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 from jaxsynth import cli
 from jaxsynth import manifest as manifests
 from jaxsynth.errors import InputError
 
-FOLDERS = ("labels", "sketches", "images")
 T_START = 400
+MANY_SHAPES = 8  # beyond it their number is worth a hint
 EVALUATIONS = 5  # samplers.DEFAULT_EVALUATIONS, for the help alone, which imports nothing heavy
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One file to make: its name, shape [*S], and a function that returns (labels int32 [*S], sketch float32 [*S],
-    spacing_um or None)."""
-
-    name: str
-    shape: tuple[int, ...]
-    draw: Callable
 
 
 def main() -> None:
@@ -74,7 +62,7 @@ def _parse() -> argparse.Namespace:
         "--sampler", help="ddpm, ddim, dpmpp, dpmpp_sde (default) or heun; consistency (default of distilled models)"
     )
     parser.add_argument(
-        "--num_evaluations", type=int, help="of the network, per image (default: 20; ddpm: t_start; consistency: 2)"
+        "--num_evaluations", type=int, help="of the network, per image (default: 5; ddpm: t_start; consistency: 2)"
     )
     spacings = "uniform, trailing, log_snr or karras"
     parser.add_argument("--spacing", help=f"of the noise levels: {spacings} (default: the sampler's)")
@@ -96,6 +84,24 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--tile_batch", type=int, help="tiles evaluated at once (default: one per device)")
     parser.add_argument(
+        "--batch", type=int, help="images denoised at once, where they fit into the memory (default: one per device)"
+    )
+    parser.add_argument(
+        "--shapes",
+        choices=("exact", "rounded"),
+        default="exact",
+        help="rounded: images of many sizes are extended by reflection to one of few shapes, of which each is compiled "
+        "once, and cropped (default: exact)",
+    )
+    parser.add_argument(
+        "--worker",
+        type=manifests.worker,
+        default=(1, 1),
+        metavar="I/N",
+        help="make every N-th image from the I-th on: start 1/N to N/N at once, on one machine or many",
+    )
+    parser.add_argument("--profile", metavar="DIR", help="write a trace of the second batch of images there")
+    parser.add_argument(
         "--scratch",
         metavar="DIR",
         help="for volumes larger than the memory: worked on in files here and written as mapped TIFF; sketches and "
@@ -110,7 +116,7 @@ def sample(args: argparse.Namespace) -> None:
     Raises:
       InputError: unusable arguments or files; nothing has been written then.
     """
-    from jaxsynth import checkpoint, keys, trained
+    from jaxsynth import checkpoint, image_files, keys, trained
 
     # The trained network, and how it is run.
     model = trained.open_trained(args.checkpoint, args.step)
@@ -118,15 +124,15 @@ def sample(args: argparse.Namespace) -> None:
     t_start = min(T_START, model.t_max) if args.t_start is None else args.t_start
     options = {"spacing": args.spacing, "eta": args.eta, "variance": args.variance}
     plan = trained.make_plan(model, t_start, args.sampler, args.num_evaluations, **options)
-    make = trained.generator(
-        model, tile=args.tile, overlap=args.overlap, tile_batch=args.tile_batch, scratch=args.scratch
+    how = image_files.How(
+        plan, args.sigma, args.tile, args.overlap, args.tile_batch, args.scratch, args.batch, args.shapes == "rounded"
     )
 
     # What is to be made.
     root = keys.root(args.seed)
     jobs, source = (_given if args.sketches else _simulated)(args, model, root)
-    for shape in {job.shape for job in jobs}:
-        trained.grid_for(model, shape, args.tile, args.overlap)  # says so where tile and overlap do not go together
+    own = jobs[args.worker[0] - 1 :: args.worker[1]]
+    image_files.batches(model, own, how)  # says so where tile, overlap and batch do not go together
     settings = {
         "seed": args.seed,
         "checkpoint_step": model.folder.name,
@@ -138,90 +144,49 @@ def sample(args: argparse.Namespace) -> None:
         "sigma": args.sigma,
         "tile": args.tile,
         "overlap": args.overlap,
+        "shapes": args.shapes,
         "source": source,
     }
     out = Path(args.out)
     manifest = manifests.open_manifest(out, "sample", settings)
     manifest |= {"config": model.metadata["config"], "intensity": model.metadata["intensity"]}
-    manifests.make_folders(out, FOLDERS)
-
-    by_name = {job.name: job for job in jobs}
+    manifests.make_folders(out, image_files.FOLDERS)
+    _advise(jobs, how)
 
     def there(name):
-        return all((out / folder / f"{name}.tif").is_file() for folder in FOLDERS)
+        return all((out / folder / f"{name}.tif").is_file() for folder in image_files.FOLDERS)
 
     def planned(name):
         return {"keys": [["simulate", name], ["sample", name]] if args.recipe else [["sample", name]]}
 
-    def make_one(name):
-        labels, sketch, spacing = by_name[name].draw()
-        told = cli.telling(f"  {name}: network evaluation")
-        image = make(keys.stream(root, "sample", name), sketch, plan, sigma=args.sigma, progress=told)
-        _write(out, name, labels, sketch, image, spacing, model.intensity, mapped=args.scratch is not None)
-        return {
-            "sketch_sha256": _digest(sketch, "float32"),
-            "labels_sha256": _digest(labels, "int32"),
-            "shape": image.shape,
-            "tile": trained.grid_for(model, image.shape, args.tile, args.overlap).tile,
-            "spacing_um": spacing,
-            "num_cells": _count_cells(labels),
-            "versions": manifest["versions"],
-        }
+    def make(todo, done):
+        def told(name, entry):
+            done(name, entry | {"versions": manifest["versions"]})
 
-    manifests.make_files(out, manifest, list(by_name), there, make_one, planned=planned)
-    print(f"done: {len(jobs)} annotated images in {out}")
+        image_files.make(model, root, out, image_files.batches(model, own, how, todo), how, told, profile=args.profile)
+
+    names = [job.name for job in jobs]
+    if manifests.fill(out, manifest, names, there, make, planned=planned, worker=args.worker):
+        print(f"done: {len(jobs)} annotated images in {out}")
+    else:
+        print(f"worker {args.worker[0]} of {args.worker[1]} is done, others are not yet")
 
 
-def _write(out, name, labels, sketch, image, spacing, intensity, *, mapped) -> None:
-    """The three files of an image; `mapped`: plane by plane, so that none need fit into memory."""
-    import numpy as np
+def _advise(jobs, how) -> None:
+    """Says so where rounded shapes would spare much compiling."""
+    from jaxsynth import trained
 
-    from jaxsynth.data import intensity as intensities
-    from jaxsynth.data import volumes, writing
-
-    def finished(rows):
-        return intensities.denormalise(np.asarray(rows), intensity)
-
-    for folder, volume, convert in (
-        ("labels", labels, np.asarray),
-        ("sketches", sketch, np.asarray),
-        ("images", image, finished),
-    ):
-        path = out / folder / f"{name}.tif"
-        if not mapped:
-            volumes.write(path, convert(volume), spacing_um=spacing)
-            continue
-        dtype = "uint32" if folder == "labels" else convert(volume[:1]).dtype
-        with writing.mapped(path, volume.shape, dtype, spacing_um=spacing) as target:
-            for row, values in enumerate(volume):
-                target[row] = convert(values)
-
-
-def _digest(volume, dtype: str) -> str:
-    """SHA-256 of the voxels, row by row."""
-    import numpy as np
-
-    digest = hashlib.sha256()
-    for row in volume:
-        digest.update(np.ascontiguousarray(row, dtype).tobytes())
-    return digest.hexdigest()
-
-
-def _count_cells(labels) -> int:
-    """How many labels there are beside the background."""
-    import numpy as np
-
-    seen = set()
-    for row in labels:
-        seen.update(np.unique(row).tolist())
-    return len(seen - {0})
+    shapes = {job.shape for job in jobs}
+    fewer = {trained.rounded(shape) for shape in shapes}
+    if len(shapes) > MANY_SHAPES and len(fewer) < len(shapes) and not how.rounded:
+        print(f"images of {len(shapes)} shapes, each compiled on its own; --shapes rounded would compile {len(fewer)}")
 
 
 def _check(args, ndim: int) -> None:
     """Raises InputError where an argument makes no sense."""
     if not 0 <= args.sigma < 100:
         raise InputError(f"--sigma must lie in 0..100 voxels, got {args.sigma}")
-    for name, value in (("num", args.num), ("tile_batch", args.tile_batch)):
+    for name, value in (("num", args.num), ("tile_batch", args.tile_batch), ("batch", args.batch)):
         if value is not None and value < 1:
             raise InputError(f"--{name} must be at least 1, got {value}")
     if not 0 <= args.seed < 2**32:
@@ -232,14 +197,16 @@ def _check(args, ndim: int) -> None:
             raise InputError(f"--{name} does not go with --{'sketches' if args.sketches else 'recipe'}")
     if args.scratch is not None and not Path(args.scratch).is_dir():
         raise InputError(f"--scratch {args.scratch}: no such folder")
+    if args.scratch is not None and (args.batch is not None or args.shapes == "rounded"):
+        raise InputError(f"--{'shapes rounded' if args.batch is None else 'batch'} does not go with --scratch")
     for name, sizes, least in (("tile", args.tile, 8), ("overlap", args.overlap, 0)):
         if sizes is not None and (len(sizes) != ndim or min(sizes) < least):
             raise InputError(f"--{name}: expected {ndim} whole numbers of {least} or more; got {sizes}")
 
 
-def _given(args, model, root) -> tuple[list[Job], dict]:
+def _given(args, model, root) -> tuple[list, dict]:
     """Jobs from sketch files and the label images of the same names, and what tells of them in the manifest."""
-    from jaxsynth import sketch_files
+    from jaxsynth import image_files, sketch_files
     from jaxsynth.data import volumes
 
     mapped = args.scratch is not None
@@ -248,7 +215,7 @@ def _given(args, model, root) -> tuple[list[Job], dict]:
     sketch_files.check_scale(files[0].parent, model.metadata)
     labelled = {file.stem: file for file in volumes.find_files(folder)} if folder.is_dir() else {}
 
-    def draw(sketch_file, label_file):
+    def draw(sketch_file, label_file, device=None):
         sketch = sketch_files.read(sketch_file, model.ndim, mapped=mapped)
         labels = volumes.read_labels(label_file, mapped=mapped)
         if labels.shape != sketch.shape:
@@ -262,25 +229,17 @@ def _given(args, model, root) -> tuple[list[Job], dict]:
         if jobs and jobs[-1].name == file.stem:
             raise InputError(f"{args.sketches}: two sketches are named {file.stem}")
         shape = draw(file, labelled[file.stem])[0].shape  # what is wrong is said before anything is written
-        jobs.append(Job(file.stem, shape, functools.partial(draw, file, labelled[file.stem])))
+        jobs.append(image_files.Job(file.stem, shape, functools.partial(draw, file, labelled[file.stem])))
     return jobs, {"sketches": args.sketches, "labels": str(folder)}
 
 
-def _simulated(args, model, root) -> tuple[list[Job], dict]:
+def _simulated(args, model, root) -> tuple[list, dict]:
     """Jobs that simulate their cells, and what tells of them in the manifest."""
-    import numpy as np
-
-    from jaxsynth import specimens
+    from jaxsynth import image_files, specimens
 
     plan = specimens.plan(args.recipe, args.shape, args.spacing_um, args.cells, model.metadata)
-    drawer = specimens.drawer(plan, specimens.Wanted(levels=tuple(model.intensity.levels)))
-
-    def draw(name):
-        drawn = drawer(root, name)
-        return np.asarray(drawn.specimen.labels), np.asarray(drawn.sketch), plan.spacing_um
-
     names = [f"{args.recipe}_{i:04d}" for i in range(args.num or 10)]
-    return [Job(name, tuple(plan.shape), functools.partial(draw, name)) for name in names], dataclasses.asdict(plan)
+    return image_files.simulated(root, plan, model.intensity.levels, names), dataclasses.asdict(plan)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ Recipes: nuclei (2D or 3D, any cultured tissue), gowt1, hela (2D nuclei), celega
 (3D nuclei), tribolium (nuclei of an embryo's surface, as a map), arabidopsis, drosophila (3D, cells between membranes).
 """
 
-import argparse
 import math
 from pathlib import Path
 
 from jaxsynth import cli
+from jaxsynth import manifest as manifests
 from jaxsynth.errors import InputError
 
 MAPS = ("boundary", "distance", "seeds", "position")
@@ -79,7 +79,7 @@ def _parser() -> cli.Parser:
     add("--merge", type=float, metavar="RATE",
         help="share of cells that grow together with a neighbour, as in a bad segmentation: so in labels/, the true "
              "ones in labels_true/; sketches, images and maps show the true ones")  # fmt: skip
-    add("--worker", type=_worker, metavar="I/N",
+    add("--worker", type=manifests.worker, metavar="I/N",
         help="make every N-th file from the I-th on: start 1/N to N/N at once, on one machine or many")  # fmt: skip
     simulated = parser.add_argument_group("from a recipe")
     add = simulated.add_argument
@@ -128,13 +128,6 @@ def _parser() -> cli.Parser:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
-
-
-def _worker(text: str) -> tuple[int, int]:
-    parts = text.split("/")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not 1 <= int(parts[0]) <= int(parts[1]):
-        raise argparse.ArgumentTypeError(f"expected I/N with I from 1 to N, such as 2/4; got {text!r}")
-    return int(parts[0]), int(parts[1])
 
 
 def _check(args) -> None:

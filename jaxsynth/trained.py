@@ -1,6 +1,7 @@
 """A trained diffusion model at work: what `sample`, `tune` and `bench` share."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from jaxsynth import checkpoint, devices, keys, out_of_core
@@ -58,6 +59,11 @@ class Trained:
     def t_max(self) -> int:
         """The latest start that the network was trained for."""
         return self.parts.t_max
+
+    @property
+    def num_devices(self) -> int:
+        """Devices that tiles, or images, are split over."""
+        return self.mesh.shape["data"]
 
 
 def open_trained(path: str | Path, step: str = "best") -> Trained:
@@ -118,15 +124,50 @@ def grid_for(
     if overlap is None and net.norm == "instance":
         longest = (INSTANCE_OVERLAP,) * len(shape) if tile is None else map(tile_grid.longest_overlap, tile)
         overlap = tuple(max(tile_grid.OVERLAP, min(INSTANCE_OVERLAP, length)) for length in longest)
-    num_devices = _num_devices(trained)
-    tile = tile or tile_grid.choose_tile(shape, overlap, features=net.features, num_devices=num_devices)
+    count = _devices_of_tiles(trained)
+    tile = tile or tile_grid.choose_tile(shape, overlap, features=net.features, num_devices=count)
     return tile_grid.plan_tiles(shape, tile, overlap)
 
 
-def _num_devices(trained: Trained) -> int:
+def _devices_of_tiles(trained: Trained) -> int:
     """Devices that the choice of tiles counts on. With an instance norm the result depends on the tiles, which must
     not depend on the number of devices then."""
-    return 1 if trained.parts.net.norm == "instance" else trained.mesh.size
+    return 1 if trained.parts.net.norm == "instance" else trained.num_devices
+
+
+def whole(trained: Trained, shape: tuple[int, ...], tile: tuple[int, ...] | None = None, each: int = 1) -> bool:
+    """Whether a device has the memory for `each` volumes [*S] at once, uncut; with a `tile`: whether one fits that."""
+    if tile is None:
+        memory = tile_grid.memory_bytes(_devices_of_tiles(trained)) // each
+        tile = tile_grid.choose_tile(shape, features=trained.parts.net.features, memory=memory)
+    return grid_for(trained, shape, tile).num_tiles == 1
+
+
+def rounded(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The next larger of few shapes: eight lengths from one power of two to the next, or multiples of 8, as the network
+    pads to in any case. An axis of more than 64 voxels grows by less than an eighth."""
+
+    def up(size: int) -> int:
+        step = max(8, 2 ** ((size - 1).bit_length() - 4))
+        return -(-size // step) * step
+
+    return tuple(map(up, shape))
+
+
+def _in_pieces(run: Callable, state, plan: samplers.Plan, progress: Callable | None):
+    """The state after all evaluations of `plan`: run(state, first, last) for all at once or, to tell of the progress,
+    in pieces of about PIECE_S that are waited for."""
+    done, piece = 0, 1 if progress else plan.num_evaluations
+    while done < plan.num_evaluations:
+        clock = time.perf_counter()
+        last = min(done + piece, plan.num_evaluations)
+        state = run(state, done, last)
+        done = last
+        if progress:
+            jax.block_until_ready(state)
+            progress(done, plan.num_evaluations)
+            piece = max(1, round(piece * PIECE_S / max(time.perf_counter() - clock, 1e-3)))
+    return state
 
 
 def generator(
@@ -150,16 +191,16 @@ def generator(
       host. Volumes that do not fit into the device's memory pass through it tile by tile.
       `progress(done, num_evaluations)` is called now and then. Compiled once per shape and number of evaluations.
     """
-    parts, mesh = trained.parts, trained.mesh
-    everywhere = devices.replicated(mesh)
+    parts, params, mesh = trained.parts, trained.params, trained.mesh
+    everywhere, at_once = devices.replicated(mesh), trained.num_devices
 
     def constrain(batch):
         # Without it every device would evaluate every tile.
         return jax.lax.with_sharding_constraint(batch, devices.split(mesh))
 
     def batch_size(grid):
-        wanted = min(tile_batch or mesh.size, grid.num_tiles)
-        return -(-wanted // mesh.size) * mesh.size
+        wanted = min(tile_batch or at_once, grid.num_tiles)
+        return -(-wanted // at_once) * at_once
 
     def run(params, key, state, cond, plan, first, last):
         grid = grid_for(trained, state[0].shape[:-1], tile, overlap)
@@ -176,16 +217,7 @@ def generator(
 
     def in_memory(key, x0, plan, sigma, progress):
         state, cond = begin(key, jnp.asarray(x0, jnp.float32), plan, sigma)
-        done, piece = 0, 1 if progress else plan.num_evaluations
-        while done < plan.num_evaluations:
-            clock = time.perf_counter()
-            last = min(done + piece, plan.num_evaluations)
-            state = run(trained.params, key, state, cond, plan, done, last)
-            done = last
-            if progress:
-                jax.block_until_ready(state)
-                progress(done, plan.num_evaluations)
-                piece = max(1, round(piece * PIECE_S / max(time.perf_counter() - clock, 1e-3)))
+        state = _in_pieces(lambda state, *ends: run(params, key, state, cond, plan, *ends), state, plan, progress)
         return np.asarray(state[0][..., 0])
 
     stages = streaming.compiled(lambda params: ddpm.stages(parts, params), trained.params)
@@ -211,7 +243,7 @@ def generator(
         )
 
     def stays(shape):
-        memory = tile_grid.memory_bytes(_num_devices(trained))
+        memory = tile_grid.memory_bytes(_devices_of_tiles(trained))
         return tile_grid.stays_on_device(shape, features=parts.net.features, memory=memory)
 
     def make(key, x0, plan, *, sigma=0.0, progress=None):
@@ -219,3 +251,50 @@ def generator(
         return (in_memory if fits else through_tiles)(key, x0, plan, sigma, progress)
 
     return make
+
+
+def batch_generator(trained: Trained) -> Callable[..., jax.Array]:
+    """A function that turns a batch of sketches of one shape into images, every device its own share of them.
+
+    Returns:
+      make_many(keys, x0, plan, *, sigma=0.0, progress=None): x0 float32 [B, *S] in [-1, 1] with a key for each, B a
+      multiple of the devices -> float32 [B, *S], on the devices, leading axis split over them; not waited for, but
+      where there is a `progress(done, num_evaluations)` to call. Every image is that of `generator` in one tile, to
+      rounding, whatever else is in the batch. Compiled once per shape and number of evaluations.
+    """
+    parts, split = trained.parts, PartitionSpec("data")
+
+    # Per device, so that none draws the noise of another's images. The samplers' loops start from constants, which the
+    # check of varying axes refuses.
+    per_device = functools.partial(jax.shard_map, mesh=trained.mesh, out_specs=split, check_vma=False)
+
+    def begin(keys, x0, plan, sigma):
+        def one(key, x0):
+            x0 = (blur(x0, sigma) if sigma else x0)[..., None]
+            x = gaussian.noise_to(x0, plan.t[0], samplers.start_noise(key, 0, x0.shape), parts.schedule)[..., 0]
+            return (x, jnp.zeros_like(x)), ddpm.condition(parts, key, x0.shape)
+
+        return per_device(jax.vmap(one), in_specs=split)(keys, x0)
+
+    def run(params, plan, keys, state, cond, first, last):
+        def one(params, plan, first, last, key, state, cond):
+            def denoise(x, t, cond):
+                return ddpm.denoiser(parts, params)(x[None], t[None], None if cond is None else cond[None])[0]
+
+            state = jax.tree.map(lambda x: x[..., None], state)
+            state = samplers.run(denoise, key, state, plan, cond, first=first, last=last)
+            return jax.tree.map(lambda x: x[..., 0], state)
+
+        some = jax.vmap(one, in_axes=(None,) * 4 + (0,) * 3)
+        specs = (PartitionSpec(),) * 4 + (split,) * 3
+        return per_device(some, in_specs=specs)(params, plan, first, last, keys, state, cond)
+
+    begin = jax.jit(begin, static_argnames="sigma")
+    run = jax.jit(run, donate_argnames="state")
+
+    def make_many(keys, x0, plan, *, sigma=0.0, progress=None):
+        state, cond = begin(keys, x0, plan, sigma)
+        params = trained.params
+        return _in_pieces(lambda state, *ends: run(params, plan, keys, state, cond, *ends), state, plan, progress)[0]
+
+    return make_many

@@ -1,6 +1,9 @@
 """The sampling command on a model trained for two steps: what it writes does not depend on how it was run."""
 
+import dataclasses
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,10 +12,12 @@ import numpy as np
 import pytest
 
 from configs import common
-from jaxsynth import checkpoint
+from jaxsynth import checkpoint, devices, image_files, keys, specimens, trained
+from jaxsynth import manifest as manifests
 from jaxsynth import sample as command
-from jaxsynth.data import volumes
+from jaxsynth.data import tile_grid, volumes
 from jaxsynth.diffusion import samplers
+from jaxsynth.errors import InputError
 from jaxsynth.train import train
 
 FOLDERS = ("images", "labels", "sketches")
@@ -44,9 +49,13 @@ def sample(monkeypatch, model, out, *args):
     words = ["sample", "--checkpoint", model, "--out", out, "--num_evaluations", 3, *args]
     monkeypatch.setattr(sys, "argv", [str(word) for word in words])
     command.main()
+    return read(out)
+
+
+def read(out):
     names = sorted(p.stem for p in (out / "images").iterdir())
-    read = {"images": volumes.read, "labels": volumes.read_labels, "sketches": volumes.read}
-    return {name: tuple(read[folder](out / folder / f"{name}.tif") for folder in FOLDERS) for name in names}
+    readers = {"images": volumes.read, "labels": volumes.read_labels, "sketches": volumes.read}
+    return {name: tuple(readers[folder](out / folder / f"{name}.tif") for folder in FOLDERS) for name in names}
 
 
 def same(one, other, atol=0):
@@ -54,6 +63,11 @@ def same(one, other, atol=0):
     for name in one:
         for a, b in zip(one[name], other[name], strict=True):
             np.testing.assert_allclose(a.astype(float), b.astype(float), atol=atol)
+
+
+def contents(out):
+    """All bytes of a data set but those of the manifests."""
+    return {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*.tif")}
 
 
 RECIPE = ("--recipe", "nuclei", "--shape", "40,56")
@@ -120,6 +134,160 @@ def test_through_files_is_the_same(dataset, model, monkeypatch, tmp_path):
     assert volumes.spacing_um(tmp_path / "set" / "images" / "nuclei_0000.tif") == (0.5, 0.5)
 
 
+def test_a_batch_of_any_size_makes_the_same(dataset, model, monkeypatch, tmp_path):
+    """Two images per device, with what fills up the batch; the others are those of one per device."""
+    many = sample(monkeypatch, model, tmp_path / "set", *RECIPE, "--num", 11, "--batch", 16)
+    same({name: many[name] for name in dataset[1]}, dataset[1], atol=1)
+    assert len(many) == 11
+
+
+def test_one_device_makes_what_eight_make(dataset, model, tmp_path):
+    """Image by image, with and without overlap of the stages."""
+    several = trained.open_trained(model)
+    mesh = devices.make_mesh(jax.devices()[:1])
+    one = dataclasses.replace(several, mesh=mesh, params=jax.device_put(several.params, devices.replicated(mesh)))
+    how = image_files.How(trained.make_plan(one, 400, num_evaluations=3))
+    recipe = specimens.plan("nuclei", (40, 56), None, None, one.metadata)
+    root, names = keys.root(0), list(dataset[1])
+    jobs = image_files.simulated(root, recipe, one.intensity.levels, names)
+    work, told = image_files.batches(one, jobs, how), {}
+    assert [batch.size for batch in work] == [1, 1, 1]
+    for overlapped in (True, False):
+        manifests.make_folders(tmp_path, FOLDERS)
+        image_files.make(one, root, tmp_path, work, how, told.__setitem__, overlapped=overlapped)
+        same(read(tmp_path), dataset[1], atol=1)
+    entries = json.loads((dataset[0] / "manifest.json").read_text())["files"]
+    assert all(entries[name].items() >= json.loads(json.dumps(told[name])).items() for name in names)
+
+
+def test_batches_are_of_one_shape_and_leave_out_what_is_made(model, monkeypatch):
+    """Eight devices: images that fit are made one per device, large ones in tiles, unless they are many."""
+    one = trained.open_trained(model)
+    how = image_files.How(trained.make_plan(one, 400))
+    jobs = [image_files.Job(f"{i}", (41, 57) if i % 3 else (64, 64), None) for i in range(30)]
+    small, *_ = work = image_files.batches(one, jobs, how, todo=[f"{i}" for i in range(5, 30)])
+    assert [(batch.shape, len(batch.jobs), batch.size) for batch in work] == [
+        ((64, 64), 8, 8), ((41, 57), 8, 8), ((41, 57), 8, 8), ((41, 57), 1, 8)
+    ]  # fmt: skip
+    assert small.tile == (64, 64) and work[1].tile == (48, 64) and all(batch.roomy for batch in work)
+    assert [job.name for job in small.jobs] == [f"{i}" for i in range(6, 30, 3)]
+    larger = dataclasses.replace(how, batch=9)
+    assert [batch.size for batch in image_files.batches(one, jobs, larger)] == [16, 16, 16]
+    few = [image_files.Job(f"{i}", (1000, 4000), None) for i in range(8)]
+    assert [batch.size for batch in image_files.batches(one, few[:3], how)] == [None] * 3
+    assert [batch.size for batch in image_files.batches(one, few, how)] == [8]
+    assert trained.grid_for(one, (1000, 4000)).num_tiles > 1
+    need = tile_grid.volume_bytes((41, 57), 2) + 4 * tile_grid.TILE_NUMBERS[2] * 2 * 48 * 64
+    monkeypatch.setattr(tile_grid, "memory_bytes", lambda num_devices=1: round(1.5 * need))
+    monkeypatch.setattr(tile_grid, "MOST_OVERHEAD", 0.0)  # none is cut but for the memory
+    tight = image_files.batches(one, [job for job in jobs if int(job.name) % 3], how)
+    assert [(batch.size, batch.roomy) for batch in tight] == [(8, False)] * 3
+    with pytest.raises(InputError, match="--batch 16"):
+        image_files.batches(one, [job for job in jobs if int(job.name) % 3], dataclasses.replace(how, batch=16))
+
+
+def test_a_specimen_is_the_same_on_any_device():
+    recipe = specimens.plan("nuclei", (40, 56), None, 5, None)
+    (job,) = image_files.simulated(keys.root(3), recipe, (-0.9, 0.0, 0.9), ["some"])
+    for one, other in zip(job.draw(None)[:2], job.draw(jax.devices()[5])[:2], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_workers_make_what_one_run_makes(dataset, model, monkeypatch, tmp_path, capsys):
+    out = tmp_path / "set"
+    sample(monkeypatch, model, out, *RECIPE, "--num", 3, "--worker", "2/2")
+    assert "others are not yet" in capsys.readouterr().out
+    same(sample(monkeypatch, model, out, *RECIPE, "--num", 3, "--worker", "1/2"), dataset[1])
+    assert (out / "manifest.json").read_text() == (dataset[0] / "manifest.json").read_text()
+    sample(monkeypatch, model, out, *RECIPE, "--num", 3)
+    assert "3 of 3 are finished already" in capsys.readouterr().out
+
+
+def test_interrupted_and_continued(model, monkeypatch, tmp_path):
+    """Ctrl-C in a process of its own: no half file, and what is there and what comes after are what one run makes."""
+    words = ["--checkpoint", model, "--num_evaluations", 3, *RECIPE, "--num", 32]
+    out = tmp_path / "set"
+    command = [sys.executable, "-m", "jaxsynth.sample", *map(str, words), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("sample "):
+            process.send_signal(signal.SIGINT)
+            break
+    printed = process.communicate(timeout=120)
+    assert process.returncode == 130 and "interrupted" in printed[1] and "Traceback" not in printed[1]
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert {file.suffix for file in files} == {".tif", ".json"} and not list(out.rglob(".*"))
+    told = json.loads((out / "manifest.json").read_text())["files"]
+    finished = [name for name, entry in told.items() if "num_cells" in entry]
+    assert 0 < len(finished) < len(told) == 32
+    before = {file: file.stat().st_mtime_ns for file in files if file.stem in finished}
+    assert len(before) == 3 * len(finished)
+    again = sample(monkeypatch, model, out, *RECIPE, "--num", 32)
+    assert all(file.stat().st_mtime_ns == at for file, at in before.items())
+    same(again, sample(monkeypatch, model, tmp_path / "other", *RECIPE, "--num", 32))
+    assert contents(out) == contents(tmp_path / "other")
+
+
+def test_a_file_that_cannot_be_written_ends_the_run(dataset, model, monkeypatch, tmp_path, capsys):
+    out = tmp_path / "set"
+    (out / "sketches" / "nuclei_0001.tif" / "in the way").mkdir(parents=True)
+    with pytest.raises(SystemExit) as stop:
+        sample(monkeypatch, model, out, *RECIPE, "--num", 3)
+    assert stop.value.code == 2 and "nuclei_0001.tif" in capsys.readouterr().err
+    assert not list(out.rglob(".*"))
+    (out / "sketches" / "nuclei_0001.tif" / "in the way").rmdir()
+    (out / "sketches" / "nuclei_0001.tif").rmdir()
+    same(sample(monkeypatch, model, out, *RECIPE, "--num", 3), dataset[1])
+    assert contents(out) == contents(dataset[0])
+
+
+@pytest.fixture(scope="module")
+def sizes(tmp_path_factory):
+    """(folder of sketches of many shapes, folder of the same extended to one shape), labels beside them."""
+    own, extended = (tmp_path_factory.mktemp(name) for name in ("own", "extended"))
+    rng = np.random.default_rng(1)
+    for i, shape in enumerate([(33, 49), (40, 56), *((40 - i, 50 + i % 6) for i in range(7))]):
+        sketch = np.tanh(rng.normal(size=shape)).astype(np.float32)
+        to = [(0, 40 - shape[0]), (0, 56 - shape[1])]
+        for folder, one in ((own, sketch), (extended, np.pad(sketch, to, mode="reflect"))):
+            for kind, volume in (("sketches", one), ("labels", (one > 1).astype(np.int32))):
+                (folder / kind).mkdir(exist_ok=True)
+                volumes.write(folder / kind / f"{i}.tif", volume)
+    return own / "sketches", extended / "sketches"
+
+
+def test_rounded_shapes_are_extended_and_cropped(sizes, model, monkeypatch, tmp_path, caplog, capsys):
+    """Nine shapes, two of them multiples of 8: one program."""
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        own = sample(monkeypatch, model, tmp_path / "own", "--sketches", sizes[0], "--shapes", "rounded")
+    assert sum("Compiling jit(run)" in record.getMessage() for record in caplog.records) == 1
+    extended = sample(monkeypatch, model, tmp_path / "extended", "--sketches", sizes[1])
+    assert len({image.shape for image, _, _ in own.values()}) == 9
+    assert "--shapes rounded" not in capsys.readouterr().out
+    for name, (image, labels, sketch) in own.items():
+        assert image.shape == labels.shape == sketch.shape
+        np.testing.assert_array_equal(image, extended[name][0][tuple(map(slice, image.shape))])
+    settings = json.loads((tmp_path / "own" / "manifest.json").read_text())["settings"]
+    assert settings["shapes"] == "rounded"
+
+
+def test_many_shapes_get_a_hint(sizes, model, monkeypatch, tmp_path, capsys):
+    """Said before the work is begun, which one file in the way ends here."""
+    (tmp_path / "set" / "labels" / "0.tif" / "in the way").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        sample(monkeypatch, model, tmp_path / "set", "--sketches", sizes[0])
+    printed = capsys.readouterr()
+    assert "9 shapes" in printed.out and "would compile 1" in printed.out
+    assert "0.tif" in printed.err
+
+
+def test_a_profile_is_written(dataset, model, monkeypatch, tmp_path):
+    options = ("--num", 9, "--profile", tmp_path / "trace")
+    files = sample(monkeypatch, model, tmp_path / "set", *RECIPE, *options)
+    same({name: files[name] for name in dataset[1]}, dataset[1])
+    assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+
+
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmpp", "heun"])
 def test_every_sampler_can_be_asked_for(dataset, model, monkeypatch, tmp_path, sampler):
     other = sample(monkeypatch, model, tmp_path / "set", *RECIPE, "--num", 1, "--sampler", sampler)["nuclei_0000"]
@@ -162,6 +330,11 @@ def test_another_seed_makes_other_cells_and_noise(dataset, model, monkeypatch, t
         (("--recipe", "nuclei", "--cells", "-1"), "--cells"),
         (("--recipe", "nuclei", "--tile_batch", "-3"), "tile_batch"),
         (("--recipe", "nuclei", "--sigma", "nan"), "--sigma"),
+        (("--recipe", "nuclei", "--batch", "0"), "--batch"),
+        (("--recipe", "nuclei", "--batch", "2", "--scratch", "."), "--batch does not go with --scratch"),
+        (("--recipe", "nuclei", "--shapes", "rounded", "--scratch", "."), "--shapes rounded does not go with"),
+        (("--recipe", "nuclei", "--shapes", "square"), "--shapes"),
+        (("--recipe", "nuclei", "--worker", "3/2"), "--worker"),
         (("--recipe", "nuclei", "--labels", "x"), "--labels"),
         ((), "--recipe"),
     ],

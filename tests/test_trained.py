@@ -3,12 +3,13 @@
 import os
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
 
 from configs import ddpm as ddpm_config
-from jaxsynth import devices, trained
+from jaxsynth import devices, keys, trained
 from jaxsynth.data import tile_grid
 from jaxsynth.errors import InputError
 from jaxsynth.tasks import ddpm
@@ -16,12 +17,13 @@ from jaxsynth.tasks import ddpm
 SHALLOW = (24, 72, 72)
 
 
-def model(ndim, norm, num_devices=None):
+def model(ndim, norm, num_devices=None, noise_channel=False):
     """A network of few features whose output is as strong as its input."""
     config = ddpm_config.get_config()
     config.data.patch = (8,) * ndim
     config.model.features = 4 if ndim == 2 else 2
     config.model.norm = norm
+    config.model.noise_channel = noise_channel
     parts = ddpm.build(config)
     shapes = jax.eval_shape(lambda key: ddpm.init(parts, key, (1, *config.data.patch, 1)), jax.random.key(0)).params
     mesh = devices.make_mesh(jax.devices()[:num_devices])
@@ -102,3 +104,66 @@ def test_default_overlaps_go_with_any_tile():
     assert trained.grid_for(network, (24, 500), (24, 96)).counts[0] == 1
     with pytest.raises(InputError, match="too short"):
         trained.grid_for(network, (500, 500), (96, 96), (16, 16))
+
+
+def batch(shape, size):
+    """Sketches and keys, all different."""
+    x0 = np.stack([np.roll(sketch(shape), i, axis=-1) for i in range(size)])
+    return jnp.stack([keys.stream(jax.random.key(0), "sample", f"name {i}") for i in range(size)]), x0
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "noise_channel", "num_devices"),
+    [("group", (40, 50), False, 8), ("instance", (8, 16, 24), True, 2)],
+)
+def test_a_batch_is_its_images(norm, shape, noise_channel, num_devices):
+    """Made at once, one or more per device, in one piece or several, or one by one."""
+    network = model(len(shape), norm, num_devices, noise_channel)
+    plan = trained.make_plan(network, 200, "dpmpp_sde", 3)
+    many, told = trained.batch_generator(network), []
+    names, x0 = batch(shape, 8)
+    images = many(names, x0, plan, sigma=1.0)
+    assert images.shape == x0.shape and images.dtype == jnp.float32
+    assert images.sharding.is_equivalent_to(devices.split(network.mesh), images.ndim)
+    pieces = many(names, x0, plan, sigma=1.0, progress=lambda *done: told.append(done))
+    np.testing.assert_array_equal(images, pieces)
+    assert told[-1] == (3, 3)
+    single = model(len(shape), norm, 1, noise_channel)
+    one = trained.generator(single)
+    for i in (0, 3, 7):
+        image = one(names[i], x0[i], plan, sigma=1.0)
+        assert image.std() > 0.1
+        np.testing.assert_allclose(images[i], image, atol=2e-4)
+
+
+def test_devices_share_the_work_of_a_batch():
+    """By what the compiled program of one device does, and no device hears of another."""
+    flops = {}
+    for count in (1, 8):
+        network = model(2, "group", count)
+        plan, many = trained.make_plan(network, 200, "dpmpp_sde", 3), trained.batch_generator(network)
+        program = jax.jit(lambda names, x0, plan=plan, many=many: many(names, x0, plan, sigma=1.0))
+        program = program.lower(*jax.device_put(batch((64, 64), 8), devices.split(network.mesh))).compile()
+        flops[count] = program.cost_analysis()["flops"]
+        text = program.as_text()
+        assert not any(word in text for word in ("all-reduce", "all-gather", "all-to-all", "collective-permute"))
+    assert flops[8] == pytest.approx(flops[1] / 8, rel=0.05)
+
+
+def test_whole_images_must_fit_into_the_memory(monkeypatch):
+    network = model(2, "group", 2)
+    need = 4 * (tile_grid.TILE_NUMBERS[2] * 4 * 96**2) + tile_grid.volume_bytes((96, 96), 4)
+    for share, fits in ((0.99, [False, False]), (1.01, [True, False]), (2.02, [True, True])):
+        monkeypatch.setattr(tile_grid, "memory_bytes", lambda num_devices=1, share=share: round(need * share))
+        assert [trained.whole(network, (96, 96), each=each) for each in (1, 2)] == fits
+    assert trained.whole(network, (96, 96), (96, 104)) and not trained.whole(network, (96, 96), (96, 88))
+
+
+def test_rounded_shapes_are_few_and_hardly_larger():
+    lengths = range(1, 3000)
+    (larger,) = zip(*(trained.rounded((n,)) for n in lengths), strict=True)
+    assert all(m >= n and m % 8 == 0 and m - n < max(8, n / 8) for n, m in zip(lengths, larger, strict=True))
+    assert trained.rounded(larger) == larger
+    for power in (32, 64, 128, 1024):
+        assert len({m for m in larger if power < m <= 2 * power}) <= 8
+    assert trained.rounded((51, 129, 1000)) == (56, 144, 1024)

@@ -1,0 +1,250 @@
+"""Files of generated images: simulate, denoise and write, all at once. What `sample` and `bench` do."""
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsynth import cli, devices, keys, pipeline, specimens, trained
+from jaxsynth.data import intensity as intensities
+from jaxsynth.data import volumes, writing
+from jaxsynth.diffusion import samplers
+from jaxsynth.errors import InputError
+
+FOLDERS = ("labels", "sketches", "images")
+AHEAD = 2  # batches in the device's queue while one is written; one where the memory has little room
+SLOW_S = 5.0  # a batch that takes longer is waited for piece by piece, and tells how far it is
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One image to make.
+
+    Attributes:
+      name: of its files.
+      shape: [*S], voxels.
+      draw: (device or None) -> (labels int32 [*S], sketch float32 [*S], spacing_um or None), on the host; what is
+        computed for that is computed on this device.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    draw: Callable[[jax.Device | None], tuple[np.ndarray, np.ndarray, tuple[float, ...] | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class How:
+    """How sketches are made images; see the flags of `sample`.
+
+    Attributes:
+      plan: the sampler's.
+      sigma: blur of the sketch, voxels.
+      tile, overlap, tile_batch, scratch: as `trained.generator` takes them.
+      batch: images at once; None: one per device.
+      rounded: whether images are made in one of few larger shapes, see `trained.rounded`, and cropped.
+    """
+
+    plan: samplers.Plan
+    sigma: float = 1.0
+    tile: tuple[int, ...] | None = None
+    overlap: tuple[int, ...] | None = None
+    tile_batch: int | None = None
+    scratch: str | None = None
+    batch: int | None = None
+    rounded: bool = False
+
+    def shape(self, job: Job) -> tuple[int, ...]:
+        """The shape in which its image is made."""
+        return trained.rounded(job.shape) if self.rounded else job.shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Images that are made at once, in one shape [*S]: `size` of them, the last again where jobs are fewer; None: the
+    only one, in tiles. `tile` is the largest; `roomy`: the device's memory has room for the next meanwhile."""
+
+    jobs: tuple[Job, ...]
+    shape: tuple[int, ...]
+    size: int | None
+    tile: tuple[int, ...]
+    roomy: bool
+
+
+def batches(model: trained.Trained, jobs: Sequence[Job], how: How, todo: Iterable[str] | None = None) -> list[Batch]:
+    """The batches in which images are made.
+
+    Those that fit into one device's memory are made one or more per device, unless there are so few that cutting them
+    uses more devices; others one by one, in tiles that the devices share.
+
+    Args:
+      jobs: all of the data set; the batches' sizes do not depend on what of it is made already.
+      todo: names of those to make; None: all.
+
+    Raises:
+      InputError: tile and overlap do not go together, or a batch does not fit into the memory.
+    """
+    by_shape, num, made = collections.defaultdict(list), model.num_devices, []
+    todo = None if todo is None else set(todo)
+    for job in jobs:
+        by_shape[how.shape(job)].append(job)
+    for shape, some in by_shape.items():
+        grid = trained.grid_for(model, shape, how.tile, how.overlap)
+        size, tile, roomy = None, grid.tile, False
+        if how.scratch is None and (grid.num_tiles == 1 or len(some) >= num) and trained.whole(model, shape, how.tile):
+            size = num * min(-(-(how.batch or num) // num), -(-len(some) // num))
+            if not trained.whole(model, shape, how.tile, size // num):
+                raise InputError(f"--batch {how.batch}: so many images of {shape} voxels do not fit into the memory")
+            tile, roomy = grid.padded, trained.whole(model, shape, each=2 * size // num)
+        left = [job for job in some if todo is None or job.name in todo]
+        groups = (left[first : first + (size or 1)] for first in range(0, len(left), size or 1))
+        made += [Batch(tuple(group), shape, size, tile, roomy) for group in groups]
+    return made
+
+
+def simulated(root: jax.Array, recipe: specimens.Specimens, levels: Sequence[float], names: Iterable[str]) -> list[Job]:
+    """Jobs that simulate their cells; `levels`: grey levels of the sketches."""
+    drawer = specimens.drawer(recipe, specimens.Wanted(levels=tuple(levels)))
+
+    def job(name):
+        def draw(device):
+            with jax.default_device(device):
+                made = drawer(root, name)
+            return *jax.device_get((made.specimen.labels, made.sketch)), recipe.spacing_um
+
+        return Job(name, tuple(recipe.shape), draw)
+
+    return [job(name) for name in names]
+
+
+def generators(model: trained.Trained, how: How) -> tuple[Callable, Callable]:
+    """(one image in tiles, a batch of whole images), see `trained.generator` and `trained.batch_generator`."""
+    options = {"tile": how.tile, "overlap": how.overlap, "tile_batch": how.tile_batch, "scratch": how.scratch}
+    return trained.generator(model, **options), trained.batch_generator(model)
+
+
+def make(
+    model: trained.Trained,
+    root: jax.Array,
+    out: Path,
+    work: Sequence[Batch],
+    how: How,
+    done: Callable[[str, dict], None],
+    *,
+    ready: tuple[Callable, Callable] | None = None,
+    overlapped: bool = True,
+    profile: str | None = None,
+) -> None:
+    """Makes the images of all batches and writes labels, sketches and images into the FOLDERS of `out`.
+
+    The next batch is drawn and the last one written while the device computes. An image depends on the root key and its
+    own name alone, to rounding.
+
+    Args:
+      work: see `batches`.
+      done: called, on any thread, when the files of a name are written, with what the manifest is to tell of them.
+      ready: what `generators` returned, for who makes several such sets and would not compile again.
+      overlapped: False waits for every stage, to be compared with.
+      profile: a folder, for a trace of the second batch, of the only one where there is no other.
+    """
+    in_tiles, whole = ready or generators(model, how)
+    split = devices.split(model.mesh)
+    places = list(model.mesh.devices.flat)
+    places = [None] if places[0].platform == "cpu" else places  # those of a CPU share its cores: one program will do
+    count, slow = 0, True
+    traced = min(2, len(work))
+
+    def draw(batch):
+        drawn = _draw(batch.jobs, places)
+        x0 = [_extended(sketch, batch.shape) for _, sketch, _ in drawn]
+        if batch.size is None:
+            return drawn, x0[0]
+        return drawn, jax.device_put(np.stack(x0 + x0[-1:] * (batch.size - len(x0))), split)
+
+    def prepare(batch):
+        return batch, draw(batch) if batch.roomy else None  # else when the device is free
+
+    def dispatch(prepared):
+        nonlocal count, slow
+        batch, ahead = prepared
+        drawn, x0 = ahead or draw(batch)
+        names = [job.name for job in batch.jobs]
+        own = [keys.stream(root, "sample", name) for name in names]
+        telling = cli.telling(f"  {', '.join(names[:1] + names[1:][-1:])}: network evaluation")
+        count += 1
+        with cli.profile(profile if count == traced else None):
+            if batch.size is None:
+                image = in_tiles(own[0], x0, how.plan, sigma=how.sigma, progress=telling)[None]
+            else:
+                own = jnp.stack(own + own[-1:] * (batch.size - len(own)))
+                began = time.perf_counter()
+                image = whole(own, x0, how.plan, sigma=how.sigma, progress=telling if slow else None)
+                slow = slow and time.perf_counter() - began > SLOW_S
+            if profile and count == traced:
+                jax.block_until_ready(image)
+        return [(batch, job, image, row, drawn[row]) for row, job in enumerate(batch.jobs)]
+
+    def finish(part):
+        batch, job, images, row, (labels, sketch, spacing) = part
+        image = (images if batch.size is None else np.asarray(images))[row][tuple(map(slice, job.shape))]
+        _write(out, job.name, labels, sketch, image, spacing, model.intensity, mapped=how.scratch is not None)
+        entry = {"sketch_sha256": _digest(sketch, "float32"), "labels_sha256": _digest(labels, "int32")}
+        entry |= {"shape": job.shape, "tile": batch.tile, "spacing_um": spacing, "num_cells": _count_cells(labels)}
+        done(job.name, entry)
+
+    ahead = 0 if not overlapped or how.scratch else AHEAD if all(batch.roomy for batch in work) else 1
+    pipeline.run(work, dispatch, finish, prepare=prepare, ahead=ahead)
+
+
+def _draw(jobs: Sequence[Job], places: Sequence) -> list[tuple]:
+    """What the jobs draw, as many at once as there are places (devices or None)."""
+    with ThreadPoolExecutor(len(places), "draw") as pool:
+        return list(pool.map(lambda job, place: job.draw(place), jobs, itertools.cycle(places)))
+
+
+def _extended(sketch: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A sketch with its far ends reflected up to `shape`; mapped ones, which are never extended, stay mapped."""
+    if sketch.shape == tuple(shape):
+        return sketch
+    return np.pad(sketch, [(0, n - m) for n, m in zip(shape, sketch.shape, strict=True)], mode="reflect")
+
+
+def _write(out, name, labels, sketch, image, spacing, intensity, *, mapped) -> None:
+    """The three files of an image; `mapped`: plane by plane, so that none need fit into memory."""
+
+    def finished(rows):
+        return intensities.denormalise(np.asarray(rows), intensity)
+
+    for folder, volume, convert in (
+        ("labels", labels, np.asarray),
+        ("sketches", sketch, np.asarray),
+        ("images", image, finished),
+    ):
+        path = out / folder / f"{name}.tif"
+        if not mapped:
+            volumes.write(path, convert(volume), spacing_um=spacing)
+            continue
+        dtype = "uint32" if folder == "labels" else convert(volume[:1]).dtype
+        with writing.mapped(path, volume.shape, dtype, spacing_um=spacing) as target:
+            for row, values in enumerate(volume):
+                target[row] = convert(values)
+
+
+def _digest(volume: np.ndarray, dtype: str) -> str:
+    """SHA-256 of the voxels, row by row."""
+    digest = hashlib.sha256()
+    for row in volume:
+        digest.update(np.ascontiguousarray(row, dtype).tobytes())
+    return digest.hexdigest()
+
+
+def _count_cells(labels: np.ndarray) -> int:
+    """How many labels there are beside the background."""
+    return len(set().union(*(np.unique(row).tolist() for row in labels)) - {0})
