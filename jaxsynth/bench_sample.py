@@ -4,23 +4,17 @@ Weights are random, which costs no other time than trained ones. Both sides are 
 that other load on the machine hits both.
 """
 
-import importlib.util
-import itertools
 import math
-import os
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from jaxsynth import cli
-from jaxsynth.errors import InputError
+from jaxsynth import bench_device, bench_peer, cli
 
 KEYS = ("evaluations", "peer_evaluations", "overhead", "work", "note", "peer_note")
-PEERS = ("torch",)
-TWIN = Path(__file__).parent.parent / "tests" / "peers" / "unet.py"
 CONFIG = Path(__file__).parent.parent / "configs" / "ddpm.py"
 # The published tiling: tile and stride, voxels. These 3D strides are the ones that cost the published 5.45 times the
 # work of 180 x 512 x 512 voxels at once (490 tiles); no stride is published in 2D: half a tile, as in the plane in 3D.
@@ -31,6 +25,7 @@ def sketch_to_image(
     shape: tuple[int, ...],
     *,
     peer: str | None = None,
+    profile: Path | None = None,
     complete: bool = False,
     one_on_cpu: bool = False,
     t_start: int = 400,
@@ -45,6 +40,7 @@ def sketch_to_image(
     Args:
       shape: of the image, voxels.
       peer: `torch`, or None to measure this package alone.
+      profile: folder for a trace of one more run of ours.
       complete: the twin denoises every tile to the end. Else one step on one tile is timed peer_runs times a round and
         multiplied: all steps and tiles are equal work, so this favours the twin, whose blending is left out.
       one_on_cpu: on a CPU one evaluation is timed and multiplied.
@@ -61,7 +57,7 @@ def sketch_to_image(
     from jaxsynth.diffusion import samplers
     from jaxsynth.nn import unet
 
-    module = load_twin() if peer else None
+    module = bench_peer.load() if peer else None
     model = untrained(len(shape), features)
     plan = trained.make_plan(model, t_start, num_evaluations=evaluations)
     grid = trained.grid_for(model, shape)
@@ -75,52 +71,84 @@ def sketch_to_image(
     make = trained.generator(model)
     sketch = jax.random.uniform(keys.stream(keys.root(0), "sketch"), shape, minval=-1.0)
     ours, first_s, row["peak_bytes"] = _warm(lambda: make(keys.root(0), sketch, plan, sigma=1.0))
-    if module is None:
-        spent = _turns(ours, None, rounds)[0]
-        return _finish(row, first_s, spent, factor)
-
-    tile, stride = tiling or PUBLISHED_TILING[len(shape)]
-    tile = tuple(min(sizes) for sizes in zip(tile, shape, strict=True))
-    count = num_tiles(shape, tile, stride)
-    step = tile_step(*twin(module, tile, features), samplers.make_plan("ddpm", model.parts.schedule, t_start))
-    step(0)
-    if complete:
-        spent, peer_spent = _turns(ours, lambda: [step(k) for _ in range(count) for k in range(t_start)], rounds)
-        peer_factor, how = 1, "run completely"
-    else:
-        spent, peer_spent = _turns(ours, lambda: step(0), rounds, peer_runs)
-        peer_factor, how = t_start * count, f"one tile-step timed {len(peer_spent)} times and multiplied"
-    tiles = f"{count} tile{'s' * (count > 1)} of {_by(tile)}, stride {_by(stride)}"
-    work = count * math.prod(tile) / math.prod(shape)
-    row |= _peer(peer_spent, peer_factor, "DDPM", t_start)
-    row |= {"peer_note": f"{t_start} steps x {tiles}, {work:.3g} times the voxels; {how}"}
-    return _finish(row, first_s, spent, factor)
+    sides = [(ours, 1)]
+    if module is not None:
+        tile, stride = tiling or PUBLISHED_TILING[len(shape)]
+        tile = tuple(min(sizes) for sizes in zip(tile, shape, strict=True))
+        count = num_tiles(shape, tile, stride)
+        forward, inputs = bench_peer.forward(module, tile, features)
+        step = tile_step(forward, inputs, samplers.make_plan("ddpm", model.parts.schedule, t_start))
+        step(0)
+        if complete:
+            sides.append((lambda: [step(k) for _ in range(count) for k in range(t_start)], 1))
+            peer_factor, how = 1, "run completely"
+        else:
+            sides.append((lambda: step(0), peer_runs))
+            peer_factor = t_start * count
+            how = f"one tile-step timed {rounds * peer_runs} times and multiplied"
+    spent, *peer_spent = bench_device.turns(rounds, *sides)
+    if peer_spent:
+        tiles = f"{count} tile{'s' * (count > 1)} of {_by(tile)}, stride {_by(stride)}"
+        work = count * math.prod(tile) / math.prod(shape)
+        row |= bench_peer.named(peer_spent[0], peer_factor, "DDPM") | {"peer_evaluations": t_start}
+        row["peer_note"] = f"{t_start} steps x {tiles}, {work:.3g} times the voxels; {how}"
+    with bench_device.traced(profile):
+        ours()
+    median_s = statistics.median(spent)
+    return dict.fromkeys(KEYS) | row | {"compile_s": max(0.0, first_s - median_s), "median_s": factor * median_s}
 
 
 def evaluation(
-    shape: tuple[int, ...], *, peer: str | None = None, features: int = 16, rounds: int = 10, peer_runs: int = 1
+    shape: tuple[int, ...],
+    *,
+    peer: str | None = None,
+    profile: Path | None = None,
+    features: int = 16,
+    rounds: int = 10,
+    compiler: str = "inductor",
 ) -> dict:
-    """One forward pass of the published network, the same on both sides: instance norm, two input channels. Returns as
-    `sketch_to_image`."""
+    """One forward pass of the published network, the same on both sides: instance norm, two input channels.
+
+    Args:
+      compiler: backend of torch.compile, for the compiled peer.
+
+    Returns:
+      The row's shape, times, peak_bytes, KEYS, bench_device.RATES and, with a peer, bench_peer.KEYS.
+    """
     import jax
     import jax.numpy as jnp
 
     from jaxsynth import keys
+    from jaxsynth.nn import unet
     from jaxsynth.tasks import ddpm
 
-    module = load_twin() if peer else None
+    module = bench_peer.load() if peer else None
     model = untrained(len(shape), features, "instance", noise_channel=True)
-    program = jax.jit(lambda params, x, t, cond: ddpm.denoiser(model.parts, params)(x, t, cond))
     x, cond = jax.random.normal(keys.root(0), (2, 1, *shape, 1))
-    ours, first_s, peak = _warm(lambda: program(model.params, x, jnp.array([200]), cond))
-    row = {"shape": shape, "peak_bytes": peak, "evaluations": 1, "overhead": 1.0, "work": 1.0}
-    if module is None:
-        return _finish(row, first_s, _turns(ours, None, rounds)[0])
-    forward, inputs = twin(module, shape, features)
-    forward(inputs, 200)
-    spent, peer_spent = _turns(ours, lambda: forward(inputs, 200), rounds, peer_runs)
-    row |= _peer(peer_spent, 1, "forward", 1)
-    return _finish(row, first_s, spent)
+    inputs = model.params, x, jnp.array([200]), cond
+    program, compile_s = bench_device.compiled(lambda p, x, t, cond: ddpm.denoiser(model.parts, p)(x, t, cond), *inputs)
+    row = dict.fromkeys(KEYS) | {"shape": shape, "evaluations": 1, "overhead": 1.0, "work": 1.0}
+    row |= {"compile_s": compile_s, "peak_bytes": bench_device.peak_bytes(program)}
+
+    def ours():
+        return program(*inputs).block_until_ready()
+
+    def theirs(compiler):
+        forward, x = bench_peer.forward(module, shape, features, compiler)
+        return lambda: forward(x, 200)
+
+    ours()
+    if peer:
+        spent, beside = bench_peer.beside(ours, theirs, "forward", rounds, compiler)
+        row |= beside | {"peer_evaluations": 1}
+    else:
+        (spent,) = bench_device.turns(rounds, (ours, 1))
+    row["median_s"] = statistics.median(spent)
+    flops = 2 * unet.operations(len(shape), features, 2)[2] * math.prod(shape)
+    row |= bench_device.rates(flops, program, row["median_s"])
+    with bench_device.traced(profile):
+        ours()
+    return row
 
 
 def untrained(ndim: int, features: int = 16, norm: str = "group", *, noise_channel: bool = False):
@@ -132,7 +160,7 @@ def untrained(ndim: int, features: int = 16, norm: str = "group", *, noise_chann
     from jaxsynth.tasks import ddpm
     from jaxsynth.trained import Trained
 
-    overrides = {"features": features, "norm": norm, "noise_channel": noise_channel, "bfloat16": _on_gpu()}
+    overrides = {"features": features, "norm": norm, "noise_channel": noise_channel, "bfloat16": bench_device.on_gpu()}
     config = cli.read_config(str(CONFIG), [f"--config.model.{name}={value}" for name, value in overrides.items()])
     config.data.patch = (8,) * ndim
     parts, mesh = ddpm.build(config), devices.make_mesh()
@@ -140,66 +168,15 @@ def untrained(ndim: int, features: int = 16, norm: str = "group", *, noise_chann
     rng = np.random.default_rng(0)  # drawn on the host, which needs no compiling
     params = jax.tree.map(lambda x: rng.normal(0, math.prod(x.shape[:-1]) ** -0.5, x.shape).astype(x.dtype), like)
     params = jax.device_put(params, devices.replicated(mesh))
-    return Trained(
-        folder=None, metadata={}, config=config, intensity=None, parts=parts, params=params, mesh=mesh
-    )  # fmt: skip
-
-
-def check_peer(peer: str | None) -> None:
-    """Raises InputError for an unknown peer, or where it cannot be run."""
-    if peer is None:
-        return
-    if peer not in PEERS:
-        raise InputError(f"--peer: expected {', '.join(PEERS)}; got {peer!r}")
-    if not TWIN.is_file():
-        raise InputError(f"--peer torch: {TWIN} is not there; the PyTorch twin comes with a checkout of the repository")
-    if importlib.util.find_spec("torch") is None:
-        raise InputError("--peer torch: PyTorch is not installed; pip install 'jaxsynth[peers]'")
-
-
-def load_twin():
-    """The module of the PyTorch twin, which is no part of the package; raises InputError as `check_peer`."""
-    check_peer("torch")
-    import torch
-
-    if _on_gpu() and not torch.cuda.is_available():
-        raise InputError("--peer torch: JAX runs on a GPU here but this PyTorch cannot, which compares nothing")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    name = "jaxsynth_peer_unet"
-    spec = importlib.util.spec_from_file_location(name, TWIN)
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def twin(module, shape: tuple[int, ...], features: int) -> tuple[Callable, object]:
-    """The published network, eager, as forward(x, index) that waits for its result, and an input [1, 2, *shape]. On a
-    GPU in bfloat16 with channels last."""
-    import torch
-
-    place = torch.device("cuda" if _on_gpu() else "cpu")
-    net = module.TorchUNet(len(shape), 2, features).eval().to(place)
-    x = torch.randn(1, 2, *shape, device=place)
-    if _on_gpu():
-        layout = torch.channels_last if len(shape) == 2 else torch.channels_last_3d
-        net, x = net.to(memory_format=layout), x.to(memory_format=layout)
-
-    @torch.inference_mode()
-    def forward(x, index: int):
-        with torch.autocast(place.type, torch.bfloat16, enabled=_on_gpu()):
-            y = net(x, torch.full((1,), index, device=place)).float()
-        if _on_gpu():
-            torch.cuda.synchronize()
-        return y
-
-    return forward, x
+    return Trained(folder=None, metadata={}, config=config, intensity=None, parts=parts, params=params, mesh=mesh)
 
 
 def tile_step(forward: Callable, inputs, plan) -> Callable[[int], object]:
     """step(k): the tile after evaluation k of `plan`, whose from_previous is 0; step(0) begins anew.
 
     Args:
-      forward, inputs: see `twin`; the first channel of inputs is the noised tile, the second the network's constant.
+      forward, inputs: see `bench_peer.forward`; the first channel of inputs is the noised tile, the second the
+        network's constant.
     """
     import torch
 
@@ -225,12 +202,6 @@ def num_tiles(shape: tuple[int, ...], tile: tuple[int, ...], stride: tuple[int, 
     return math.prod(max(0, -(-(n - t) // s)) + 1 for n, t, s in zip(shape, tile, stride, strict=True))
 
 
-def _on_gpu() -> bool:
-    import jax
-
-    return jax.default_backend() == "gpu"
-
-
 def _warm(run: Callable) -> tuple[Callable, float, int | None]:
     """`run` made to wait for its result; the seconds of a first call, and what that took of memory, where it shows."""
     import jax
@@ -247,33 +218,6 @@ def _warm(run: Callable) -> tuple[Callable, float, int | None]:
     seconds = time.perf_counter() - began
     reported = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return ours, seconds, reported or most() - before or None
-
-
-def _timed(run: Callable, count: int) -> Iterator[float]:
-    for _ in range(count):
-        began = time.perf_counter()
-        run()
-        yield time.perf_counter() - began
-
-
-def _turns(ours: Callable, theirs: Callable | None, rounds: int, peer_runs: int = 1) -> tuple[list, list]:
-    """Seconds of every run of either side; in each round one of ours, then peer_runs of theirs."""
-    pairs = [
-        (list(_timed(ours, 1)), list(_timed(theirs, peer_runs)) if theirs is not None else []) for _ in range(rounds)
-    ]
-    return tuple(list(itertools.chain(*side)) for side in zip(*pairs, strict=True))
-
-
-def _finish(row: dict, first_s: float, spent: list[float], factor: int = 1) -> dict:
-    median_s = statistics.median(spent)
-    return dict.fromkeys(KEYS) | row | {"compile_s": max(0.0, first_s - median_s), "median_s": factor * median_s}
-
-
-def _peer(spent: list[float], factor: int, what: str, evaluations: int) -> dict:
-    import torch
-
-    peer = f"PyTorch {torch.__version__} twin, eager, {what}"
-    return {"peer": peer, "peer_median_s": factor * statistics.median(spent), "peer_evaluations": evaluations}
 
 
 def _by(sizes: tuple[int, ...]) -> str:

@@ -21,7 +21,9 @@ MAY = (
         "optimiser": BASE,
         "checkpoint": BASE,
         "log": BASE | {"figures"},
-        "manifest": BASE,
+        "manifest": BASE | {"pipeline"},
+        "pipeline": BASE,
+        "image_files": BASE | {"cli", "data", "diffusion", "pipeline", "specimens", "trained"},
         "specimens": BASE | {"sim"},
         "out_of_core": BASE | {"data", "diffusion"},
         "trained": BASE | {"checkpoint", "data", "diffusion", "out_of_core", "sim", "tasks"},
@@ -58,7 +60,15 @@ MAY = (
             "trained",
             "tune_pairs",
         },
-        "bench_sample": BASE | {"cli", "data", "diffusion", "nn", "tasks", "trained"},
+        "bench_device": BASE | {"cli"},
+        "bench_peer": BASE | {"bench_device"},
+        "bench_sim": BASE | {"bench_device", "cli", "data", "sim", "tasks"},
+        "bench_sample": BASE | {"bench_device", "bench_peer", "cli", "data", "diffusion", "nn", "tasks", "trained"},
+        "bench_train": BASE | {"bench_device", "bench_peer", "cli", "nn", "tasks", "train_programs"},
+        "bench_start": BASE | {"data"},
+        "bench_generate": BASE | {"bench_device", "bench_sample", "data", "image_files", "sim", "specimens", "trained"},
+        "train_programs": BASE | {"tasks"},
+        "train_start": BASE | {"checkpoint", "data", "tasks", "train_programs"},
         "compare_labels": BASE | {"data", "figures", "manifest", "metrics"},
         "outputs": BASE | {"checkpoint", "data", "figures", "manifest"},
         "centre_files": BASE | {"data"},
@@ -78,13 +88,14 @@ ONLY_IN = {
     "tifffile": {"data"},
     "h5py": {"data"},
     "tensorflow_datasets": {"data"},
-    "torch": {"bench_sample"},
+    "torch": {"bench_peer", "bench_sample"},
     "tensorflow": set(),
 }
 # The commands write files; of the layers below only these may.
 FILES = {"data", "checkpoint", "log", "figures", "manifest", "cli"} | COMMANDS
 FILES |= {"tune_pairs", "tune_report", "tune_start", "tune_samplers", "samplers_report", "sketch_files"}
-FILES |= {"out_of_core", "trained", "bench_sample"}
+FILES |= {"out_of_core", "trained", "image_files", "train_start"}
+FILES |= {"bench_device", "bench_peer", "bench_sim", "bench_sample", "bench_train", "bench_start", "bench_generate"}
 FILES |= {"compare_labels", "outputs", "centre_files", "recipe_files", "label_files", "timeseries"}  # parts of commands
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
