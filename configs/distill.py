@@ -17,7 +17,7 @@ def get_config():
     """See the module."""
     config = common.get_config()
     with config.unlocked():
-        config.model = ConfigDict()  # the teacher's
+        config.model = ConfigDict({"remat": config.model.remat})  # the rest is the teacher's
         config.diffusion = ConfigDict()  # the teacher's
     config.task = "distill"
     config.data.batch_size = 4

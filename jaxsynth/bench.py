@@ -23,7 +23,8 @@ denoise and write several specimens: median_s is per volume, serial_s the same w
 
 train is one step of training: train_2d and train_3d the published network (instance norm) at the published patch,
 train_2d_group and train_3d_group the default one. sharded_data_8 and sharded_space_8 split it over 8 fake devices,
-which are counted, not run: flops_share of one device, 1/8 at best, and communication_bytes per device.
+which are counted, not run: flops_share of one device, 1/8 at best, and communication_bytes, those of the results of
+the collectives per device.
 
 Steps of both suites are counted: flops are those of the direct convolutions, two per multiply-add, three times as many
 for training, however they are computed, on both sides; bytes are what XLA counts as read and written. matmul_peak and
@@ -61,7 +62,7 @@ COLUMNS = {"cells": ("num_cells", 1), "evals": ("evaluations", 1), "overhead": (
            "compute floor s": ("floor_compute_s", 1), "memory floor s": ("floor_memory_s", 1),
            "peer s": ("peer_median_s", 1), "ratio": ("ratio", 1), "compiled s": ("peer_compiled_median_s", 1),
            "its ratio": ("ratio_compiled", 1), "% of work": ("flops_share", 0.01),
-           "sent MB": ("communication_bytes", 1e6), "cold s": ("cold_s", 1), "restore s": ("restore_s", 1),
+           "collectives MB": ("communication_bytes", 1e6), "cold s": ("cold_s", 1), "restore s": ("restore_s", 1),
            "help s": ("help_s", 1)}  # fmt: skip
 
 
@@ -86,6 +87,7 @@ def _main() -> None:
         f"(suites {', '.join(_suites_with('profile'))})",
     )
     args = parser.parse_args()
+    cli.keep_memory()  # as train and sample do; a peer in this process profits too
     if args.suite not in (*SUITES, "all"):
         raise InputError(f"--suite: expected one of {', '.join(SUITES)}, all; got {args.suite!r}")
     there = [(suite, case) for suite, cases in SUITES.items() if args.suite in (suite, "all") for case in cases]
@@ -126,13 +128,17 @@ def _suites_with(option: str) -> list[str]:
 
 
 def _apart(suite: str, case: str, options: dict) -> dict | None:
-    """The row of a case that runs in a process of its own; None where it failed, with its last words on stderr."""
+    """The row of a case that runs in a process of its own; None where it failed. On stderr where its trace lies, or its
+    last words."""
     words = [sys.executable, "-m", "jaxsynth.bench", "--suite", suite, "--case", case]
     words += itertools.chain(*((f"--{option}", value) for option, value in options.items()))
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         print(f"{suite} {case} failed with status {done.returncode}:\n{done.stderr}", file=sys.stderr)
         return None
+    for line in done.stderr.splitlines():
+        if line.startswith("trace:"):
+            print(line, file=sys.stderr)
     return json.loads(done.stdout)
 
 

@@ -29,7 +29,12 @@ def device() -> str:
     import jax
 
     kind = jax.devices()[0].device_kind
-    return f"{len(os.sched_getaffinity(0))} CPU cores ({platform.machine()})" if kind == "cpu" else kind
+    return f"{num_cores()} CPU cores ({platform.machine()})" if kind == "cpu" else kind
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use; where the system does not say, as on macOS, all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def compiled(function: Callable, *arguments, **options) -> tuple[Callable, float]:

@@ -1,4 +1,4 @@
-"""The cases of the benchmark suite `generate`: whole data sets, from the recipe to the files.
+"""The cases `generate` of the benchmark suite `sample`: whole data sets, from the recipe to the files.
 
 Weights are random, which costs no other time than trained ones.
 """
@@ -47,11 +47,11 @@ def generate(
     intensity = Intensity("percentile", "uint16", low=0.0, high=4000.0, background=200.0, scale=50.0, levels=LEVELS)
     model = dataclasses.replace(untrained, intensity=intensity)
     plan = trained.make_plan(model, min(T_START, model.t_max), num_evaluations=evaluations)
-    how = image_files.How(plan, batch=batch)
-    root, ready = keys.root(0), image_files.generators(model, how)
+    settings = image_files.Settings(plan, batch=batch)
+    root, ready = keys.root(0), image_files.generators(model, settings)
     drawn = specimens.plan(recipe, shape, None, None, None)
     jobs = image_files.simulated(root, drawn, LEVELS, [f"{recipe}_{i:04d}" for i in range(num)])
-    work = image_files.batches(model, jobs, how)
+    work = image_files.batches(model, jobs, settings)
 
     def run(overlapped: bool = True) -> None:
         made = []
@@ -62,7 +62,7 @@ def generate(
             def done(name, entry):
                 made.append(name)
 
-            image_files.make(model, root, Path(folder), work, how, done, ready=ready, overlapped=overlapped)
+            image_files.make(model, root, Path(folder), work, settings, done, ready=ready, overlapped=overlapped)
         if len(made) < num:
             raise RuntimeError(f"made {len(made)} of {num} images, which is not what is to be measured")
 

@@ -63,7 +63,6 @@ def step(
     began = time.perf_counter()
     program = train_programs.compile_step(ddpm, parts, key, state, images)
     row = {"shape": (batch, *shape), "compile_s": time.perf_counter() - began}
-    row["peak_bytes"] = bench_device.peak_bytes(program)
 
     def ours():
         nonlocal state
@@ -75,6 +74,7 @@ def step(
         return bench_peer.training(module, shape, parts.schedule, **options, compiler=compiler)
 
     ours()
+    row["peak_bytes"] = bench_device.peak_bytes(program)  # not before: an accelerator tells what was, not what will be
     if peer:
         spent, beside = bench_peer.beside(ours, theirs, "training step", rounds, compiler)
         row |= beside
@@ -108,7 +108,7 @@ def split(shape: tuple[int, ...], *, batch: int, space: int, **model) -> dict:
 
     Returns:
       The row's shape and peak_bytes, per device; flops_share: XLA's count of a device's operations over its count for
-      one device that has the whole batch; communication_bytes: {collective: bytes a device receives per step}.
+      one device that has the whole batch; communication_bytes: {collective: bytes of its results per device and step}.
     """
     code = "import sys, json; from jaxsynth import bench_train; a = json.loads(sys.argv[1]); "
     code += "print(json.dumps(bench_train.counted(**a)))"

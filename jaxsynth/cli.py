@@ -31,7 +31,6 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], None]) -> None:
     """Calls `main`; an InputError, or a file the system refuses, becomes one line on stderr and exit status 2; Ctrl-C
     exits with status 130."""
-    _keep_memory()
     try:
         main()
     except InputError as error:
@@ -48,11 +47,12 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(128 + signal.SIGINT)
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Makes the C library keep what is freed instead of returning it to the system.
 
     A program on a CPU takes its temporaries, gigabytes in 3D, anew at every call; fetching them from the system page by
-    page took a fifth of a training step. Nothing happens where the C library is not glibc.
+    page took a fifth of a training step. Before the first use of jax, by commands that have the device compute for long
+    and need no memory beside. Nothing happens where the C library is not glibc.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

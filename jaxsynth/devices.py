@@ -114,9 +114,10 @@ def any_process(flag: bool) -> bool:
 
 
 def communication(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """What each device receives in one run of a program, by collective (those of COLLECTIVES that occur): bytes.
+    """Bytes of the collectives' results per device in one run of a program, by those of COLLECTIVES that occur.
 
-    Summed over the results of the collectives in the program's text; inside a loop they count once.
+    Summed over the program's text; inside a loop they count once. What passes the wires is about this much, twice of
+    an all-reduce.
     """
     total: dict[str, int] = {}
     pattern = rf"= (\(.*?\)|\S+) ({'|'.join(COLLECTIVES)})(-start)?\("

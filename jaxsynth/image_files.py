@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import hashlib
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +21,12 @@ from jaxsynth.diffusion import samplers
 from jaxsynth.errors import InputError
 
 FOLDERS = ("labels", "sketches", "images")
-AHEAD = 2  # batches in the device's queue while one is written; one where the memory has little room
+AHEAD = 2  # batches dispatched beside the one that is finished first
 SLOW_S = 5.0  # a batch that takes longer is waited for piece by piece, and tells how far it is
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class ImageJob:
     """One image to make.
 
     Attributes:
@@ -33,15 +34,17 @@ class Job:
       shape: [*S], voxels.
       draw: (device or None) -> (labels int32 [*S], sketch float32 [*S], spacing_um or None), on the host; what is
         computed for that is computed on this device.
+      read: draw reads files and computes nothing on a device.
     """
 
     name: str
     shape: tuple[int, ...]
     draw: Callable[[jax.Device | None], tuple[np.ndarray, np.ndarray, tuple[float, ...] | None]]
+    read: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class How:
+class Settings:
     """How sketches are made images; see the flags of `sample`.
 
     Attributes:
@@ -61,7 +64,7 @@ class How:
     batch: int | None = None
     rounded: bool = False
 
-    def shape(self, job: Job) -> tuple[int, ...]:
+    def shape(self, job: ImageJob) -> tuple[int, ...]:
         """The shape in which its image is made."""
         return trained.rounded(job.shape) if self.rounded else job.shape
 
@@ -69,16 +72,18 @@ class How:
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """Images that are made at once, in one shape [*S]: `size` of them, the last again where jobs are fewer; None: the
-    only one, in tiles. `tile` is the largest; `roomy`: the device's memory has room for the next meanwhile."""
+    only one, in tiles. `tile` is the largest; `roomy`: the device's memory has room for all under way at once."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[ImageJob, ...]
     shape: tuple[int, ...]
     size: int | None
     tile: tuple[int, ...]
     roomy: bool
 
 
-def batches(model: trained.Trained, jobs: Sequence[Job], how: How, todo: Iterable[str] | None = None) -> list[Batch]:
+def batches(
+    model: trained.Trained, jobs: Sequence[ImageJob], settings: Settings, todo: Iterable[str] | None = None
+) -> list[Batch]:
     """The batches in which images are made.
 
     Those that fit into one device's memory are made one or more per device, unless there are so few that cutting them
@@ -92,24 +97,32 @@ def batches(model: trained.Trained, jobs: Sequence[Job], how: How, todo: Iterabl
       InputError: tile and overlap do not go together, or a batch does not fit into the memory.
     """
     by_shape, num, made = collections.defaultdict(list), model.num_devices, []
+    wanted = settings.tile
     todo = None if todo is None else set(todo)
     for job in jobs:
-        by_shape[how.shape(job)].append(job)
+        by_shape[settings.shape(job)].append(job)
     for shape, some in by_shape.items():
-        grid = trained.grid_for(model, shape, how.tile, how.overlap)
+        grid = trained.grid_for(model, shape, wanted, settings.overlap)
         size, tile, roomy = None, grid.tile, False
-        if how.scratch is None and (grid.num_tiles == 1 or len(some) >= num) and trained.whole(model, shape, how.tile):
-            size = num * min(-(-(how.batch or num) // num), -(-len(some) // num))
-            if not trained.whole(model, shape, how.tile, size // num):
-                raise InputError(f"--batch {how.batch}: so many images of {shape} voxels do not fit into the memory")
-            tile, roomy = grid.padded, trained.whole(model, shape, each=2 * size // num)
+        if (
+            settings.scratch is None
+            and (grid.num_tiles == 1 or len(some) >= num)
+            and trained.whole(model, shape, wanted)
+        ):
+            size = num * min(-(-(settings.batch or num) // num), -(-len(some) // num))
+            if not trained.whole(model, shape, wanted, size // num):
+                raise InputError(f"--batch {settings.batch}: as many images of {shape} do not fit into the memory")
+            # Under way are AHEAD and one more, and what draws the next, which takes no more than one of them.
+            tile, roomy = grid.padded, trained.whole(model, shape, each=(AHEAD + 2) * size // num)
         left = [job for job in some if todo is None or job.name in todo]
         groups = (left[first : first + (size or 1)] for first in range(0, len(left), size or 1))
         made += [Batch(tuple(group), shape, size, tile, roomy) for group in groups]
     return made
 
 
-def simulated(root: jax.Array, recipe: specimens.Specimens, levels: Sequence[float], names: Iterable[str]) -> list[Job]:
+def simulated(
+    root: jax.Array, recipe: specimens.Specimens, levels: Sequence[float], names: Iterable[str]
+) -> list[ImageJob]:
     """Jobs that simulate their cells; `levels`: grey levels of the sketches."""
     drawer = specimens.drawer(recipe, specimens.Wanted(levels=tuple(levels)))
 
@@ -119,14 +132,14 @@ def simulated(root: jax.Array, recipe: specimens.Specimens, levels: Sequence[flo
                 made = drawer(root, name)
             return *jax.device_get((made.specimen.labels, made.sketch)), recipe.spacing_um
 
-        return Job(name, tuple(recipe.shape), draw)
+        return ImageJob(name, tuple(recipe.shape), draw)
 
     return [job(name) for name in names]
 
 
-def generators(model: trained.Trained, how: How) -> tuple[Callable, Callable]:
+def generators(model: trained.Trained, settings: Settings) -> tuple[Callable, Callable]:
     """(one image in tiles, a batch of whole images), see `trained.generator` and `trained.batch_generator`."""
-    options = {"tile": how.tile, "overlap": how.overlap, "tile_batch": how.tile_batch, "scratch": how.scratch}
+    options = {name: getattr(settings, name) for name in ("tile", "overlap", "tile_batch", "scratch")}
     return trained.generator(model, **options), trained.batch_generator(model)
 
 
@@ -135,7 +148,7 @@ def make(
     root: jax.Array,
     out: Path,
     work: Sequence[Batch],
-    how: How,
+    settings: Settings,
     done: Callable[[str, dict], None],
     *,
     ready: tuple[Callable, Callable] | None = None,
@@ -144,8 +157,10 @@ def make(
 ) -> None:
     """Makes the images of all batches and writes labels, sketches and images into the FOLDERS of `out`.
 
-    The next batch is drawn and the last one written while the device computes. An image depends on the root key and its
-    own name alone, to rounding.
+    The last batches are written while the device computes, and the next one is drawn. Where the device's memory has no
+    room for several (volumes in tiles never share it) it holds one batch alone: the next is drawn meanwhile only where
+    that reads files, and dispatched when the last is on the host. An image depends on the root key and its own name
+    alone, to rounding.
 
     Args:
       work: see `batches`.
@@ -154,56 +169,78 @@ def make(
       overlapped: False waits for every stage, to be compared with.
       profile: a folder, for a trace of the second batch, of the only one where there is no other.
     """
-    in_tiles, whole = ready or generators(model, how)
+    in_tiles, whole = ready or generators(model, settings)
     split = devices.split(model.mesh)
     places = list(model.mesh.devices.flat)
     places = [None] if places[0].platform == "cpu" else places  # those of a CPU share its cores: one program will do
+    roomy = all(batch.roomy for batch in work)
     count, slow = 0, True
     traced = min(2, len(work))
 
     def draw(batch):
         drawn = _draw(batch.jobs, places)
         x0 = [_extended(sketch, batch.shape) for _, sketch, _ in drawn]
-        if batch.size is None:
-            return drawn, x0[0]
-        return drawn, jax.device_put(np.stack(x0 + x0[-1:] * (batch.size - len(x0))), split)
+        return drawn, x0[0] if batch.size is None else np.stack(x0 + x0[-1:] * (batch.size - len(x0)))
 
     def prepare(batch):
-        return batch, draw(batch) if batch.roomy else None  # else when the device is free
+        if not roomy and not all(job.read for job in batch.jobs):
+            return batch, None  # drawn when the device is free
+        drawn, x0 = draw(batch)
+        return batch, (drawn, jax.device_put(x0, split) if roomy else x0)
 
     def dispatch(prepared):
         nonlocal count, slow
-        batch, ahead = prepared
-        drawn, x0 = ahead or draw(batch)
+        batch, ready = prepared
+        drawn, x0 = ready or draw(batch)
         names = [job.name for job in batch.jobs]
         own = [keys.stream(root, "sample", name) for name in names]
         telling = cli.telling(f"  {', '.join(names[:1] + names[1:][-1:])}: network evaluation")
         count += 1
         with cli.profile(profile if count == traced else None):
             if batch.size is None:
-                image = in_tiles(own[0], x0, how.plan, sigma=how.sigma, progress=telling)[None]
+                image = in_tiles(own[0], x0, settings.plan, sigma=settings.sigma, progress=telling)[None]
             else:
-                own = jnp.stack(own + own[-1:] * (batch.size - len(own)))
+                own, x0 = jnp.stack(own + own[-1:] * (batch.size - len(own))), jax.device_put(x0, split)
                 began = time.perf_counter()
-                image = whole(own, x0, how.plan, sigma=how.sigma, progress=telling if slow else None)
+                image = whole(own, x0, settings.plan, sigma=settings.sigma, progress=telling if slow else None)
                 slow = slow and time.perf_counter() - began > SLOW_S
             if profile and count == traced:
                 jax.block_until_ready(image)
-        return [(batch, job, image, row, drawn[row]) for row, job in enumerate(batch.jobs)]
+        fetch = _fetcher(image)
+        if not roomy:
+            fetch()  # the next has the device for itself
+        return [(batch, job, fetch, row, drawn[row]) for row, job in enumerate(batch.jobs)]
 
     def finish(part):
-        batch, job, images, row, (labels, sketch, spacing) = part
-        image = (images if batch.size is None else np.asarray(images))[row][tuple(map(slice, job.shape))]
-        _write(out, job.name, labels, sketch, image, spacing, model.intensity, mapped=how.scratch is not None)
+        batch, job, fetch, row, (labels, sketch, spacing) = part
+        image = fetch()[row][tuple(map(slice, job.shape))]
+        _write(out, job.name, labels, sketch, image, spacing, model.intensity, mapped=settings.scratch is not None)
         entry = {"sketch_sha256": _digest(sketch, "float32"), "labels_sha256": _digest(labels, "int32")}
         entry |= {"shape": job.shape, "tile": batch.tile, "spacing_um": spacing, "num_cells": _count_cells(labels)}
         done(job.name, entry)
 
-    ahead = 0 if not overlapped or how.scratch else AHEAD if all(batch.roomy for batch in work) else 1
+    # Where not roomy, of one the files are written while the next is on the device: more would fill the host's memory.
+    ahead = 0 if not overlapped or settings.scratch else AHEAD if roomy else 1
     pipeline.run(work, dispatch, finish, prepare=prepare, ahead=ahead)
 
 
-def _draw(jobs: Sequence[Job], places: Sequence) -> list[tuple]:
+def _fetcher(images: jax.Array | np.ndarray) -> Callable[[], np.ndarray]:
+    """A function that waits for the images and returns them on the host; on whatever threads it is called, they are
+    copied once, and the device's are let go of."""
+    lock, held = threading.Lock(), [images]
+    if isinstance(images, jax.Array):
+        images.copy_to_host_async()
+
+    def fetch():
+        with lock:
+            if isinstance(held[0], jax.Array):
+                held[0] = np.asarray(held[0])
+            return held[0]
+
+    return fetch
+
+
+def _draw(jobs: Sequence[ImageJob], places: Sequence) -> list[tuple]:
     """What the jobs draw, as many at once as there are places (devices or None)."""
     with ThreadPoolExecutor(len(places), "draw") as pool:
         return list(pool.map(lambda job, place: job.draw(place), jobs, itertools.cycle(places)))

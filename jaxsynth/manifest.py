@@ -22,13 +22,14 @@ NAME = "manifest.json"
 WRITE_S = 2.0  # the manifest is written about this often
 
 
-def open_manifest(out: Path, command: str, settings: dict) -> dict:
+def open_manifest(out: Path, command: str, settings: dict, defaults: dict | None = None) -> dict:
     """The manifest of the data set in `out`, begun earlier or now, by one process or many; nothing is written yet.
 
     Args:
       command: which command makes the data set.
       settings: all that its files depend on; JSON-able. One that no earlier run had, as it concerns files that were
         not asked for then, is added.
+      defaults: what settings are that are left out, of these or in what an earlier run wrote.
 
     Returns:
       {"command", "settings", "versions", "files": {name: {...}}}; `files` are those made earlier.
@@ -37,12 +38,12 @@ def open_manifest(out: Path, command: str, settings: dict) -> dict:
       InputError: the folder holds files made by another command or with other settings, or no folder.
     """
     _check_folder(out)
-    settings = json.loads(json.dumps(settings))
+    settings, defaults = json.loads(json.dumps([settings, defaults or {}]))
     files, before = {}, {}
     for earlier in _earlier(out):
         if earlier["command"] != command:
             raise InputError(f"{out}: was made by jaxsynth.{earlier['command']}; choose another --out")
-        check_settings(out, earlier["settings"], settings)
+        check_settings(out, defaults | earlier["settings"], defaults | settings)
         before |= earlier["settings"]
         _merge(files, earlier["files"])
     versions = {package: metadata.version(package) for package in ("jax", "jaxlib", "flax", "numpy")}

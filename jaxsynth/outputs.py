@@ -51,7 +51,7 @@ def make(
     settings: dict,
     names: Sequence[str],
     folders: Sequence[str],
-    make: Callable[[Path, str], dict],
+    make: Callable[[Path, str], dict | Callable[[], dict]],
     *,
     what: str,
     intensity=None,
@@ -64,7 +64,7 @@ def make(
       settings: what files depend on, beside the seed and the normalisation.
       names: of the files.
       folders: in each of which every name gets a TIFF; for a layout of its own give `there`.
-      make: (out, name) -> what the manifest is to tell.
+      make: (out, name) -> what the manifest is to tell, or a function that returns it: see `manifest.make_files`.
       what: they are, for the last line.
       there: (out, name) -> whether all files of a name are there.
       preview: (path of the PNG) draws the contact sheet where --preview asks for it.

@@ -1,7 +1,7 @@
 """Three stages at once: what is next is prepared, the device computes, and what is done is written.
 
-The device never waits for the host where that keeps up: every stage has threads of its own, and what is dispatched to
-the device is not waited for but by whoever writes it.
+What is prepared and what is written have threads of their own. The device never waits for a host that keeps up, where
+what dispatches returns before the device is done; where it waits for the device, only the other two stages overlap.
 """
 
 import collections
@@ -25,12 +25,13 @@ def run(
 
     Args:
       items: the work, in the order in which it is begun.
-      dispatch: starts the device's work and returns its parts (trees with arrays, which need not be there yet); called
-        in the caller's thread. The copies of their arrays to the host are begun at once.
+      dispatch: starts the device's work and returns its parts, whose arrays need not be there yet; called in the
+        caller's thread.
       finish: waits for the arrays of a part and puts them away; called on several threads, in about the order of the
         items.
       prepare: what can be done before; called on one thread, for one item ahead.
-      ahead: so many items are dispatched while one is being finished; with 0 nothing happens at the same time.
+      ahead: so many items may be unfinished when the next is dispatched, so that one more is under way; with 0 nothing
+        happens at the same time.
 
     The first error of any stage ends all of it and is raised here, as Ctrl-C does: what is being finished then is
     finished, what waits for it is dropped.
@@ -58,7 +59,6 @@ def run(
             if ahead:
                 fetch()
             parts = list(dispatch(item))
-            _begin_copies(parts)
             dispatched.append([finishing.submit(finish, part) for part in parts])
             del item, parts  # the queue alone decides how long arrays live
             settle(ahead)
@@ -68,11 +68,3 @@ def run(
     finally:
         for pool in threads:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin_copies(parts: list) -> None:
-    import jax
-
-    for leaf in jax.tree.leaves(parts):
-        if isinstance(leaf, jax.Array):
-            leaf.copy_to_host_async()

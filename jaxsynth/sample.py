@@ -29,6 +29,8 @@ def main() -> None:
 
 def _main() -> None:
     args = _parse()
+    if args.scratch is None:
+        cli.keep_memory()
     cli.enable_compilation_cache()
     sample(args)
 
@@ -124,7 +126,7 @@ def sample(args: argparse.Namespace) -> None:
     t_start = min(T_START, model.t_max) if args.t_start is None else args.t_start
     options = {"spacing": args.spacing, "eta": args.eta, "variance": args.variance}
     plan = trained.make_plan(model, t_start, args.sampler, args.num_evaluations, **options)
-    how = image_files.How(
+    making = image_files.Settings(
         plan, args.sigma, args.tile, args.overlap, args.tile_batch, args.scratch, args.batch, args.shapes == "rounded"
     )
 
@@ -132,7 +134,7 @@ def sample(args: argparse.Namespace) -> None:
     root = keys.root(args.seed)
     jobs, source = (_given if args.sketches else _simulated)(args, model, root)
     own = jobs[args.worker[0] - 1 :: args.worker[1]]
-    image_files.batches(model, own, how)  # says so where tile, overlap and batch do not go together
+    image_files.batches(model, own, making)  # says so where tile, overlap and batch do not go together
     settings = {
         "seed": args.seed,
         "checkpoint_step": model.folder.name,
@@ -144,14 +146,14 @@ def sample(args: argparse.Namespace) -> None:
         "sigma": args.sigma,
         "tile": args.tile,
         "overlap": args.overlap,
-        "shapes": args.shapes,
         "source": source,
     }
+    settings |= {} if args.shapes == "exact" else {"shapes": args.shapes}
     out = Path(args.out)
-    manifest = manifests.open_manifest(out, "sample", settings)
+    manifest = manifests.open_manifest(out, "sample", settings, defaults={"shapes": "exact"})
     manifest |= {"config": model.metadata["config"], "intensity": model.metadata["intensity"]}
     manifests.make_folders(out, image_files.FOLDERS)
-    _advise(jobs, how)
+    _advise(jobs, making.rounded)
 
     def there(name):
         return all((out / folder / f"{name}.tif").is_file() for folder in image_files.FOLDERS)
@@ -163,7 +165,8 @@ def sample(args: argparse.Namespace) -> None:
         def told(name, entry):
             done(name, entry | {"versions": manifest["versions"]})
 
-        image_files.make(model, root, out, image_files.batches(model, own, how, todo), how, told, profile=args.profile)
+        work = image_files.batches(model, own, making, todo)
+        image_files.make(model, root, out, work, making, told, profile=args.profile)
 
     names = [job.name for job in jobs]
     if manifests.fill(out, manifest, names, there, make, planned=planned, worker=args.worker):
@@ -172,13 +175,13 @@ def sample(args: argparse.Namespace) -> None:
         print(f"worker {args.worker[0]} of {args.worker[1]} is done, others are not yet")
 
 
-def _advise(jobs, how) -> None:
+def _advise(jobs, rounded: bool) -> None:
     """Says so where rounded shapes would spare much compiling."""
     from jaxsynth import trained
 
     shapes = {job.shape for job in jobs}
     fewer = {trained.rounded(shape) for shape in shapes}
-    if len(shapes) > MANY_SHAPES and len(fewer) < len(shapes) and not how.rounded:
+    if len(shapes) > MANY_SHAPES and len(fewer) < len(shapes) and not rounded:
         print(f"images of {len(shapes)} shapes, each compiled on its own; --shapes rounded would compile {len(fewer)}")
 
 
@@ -229,7 +232,8 @@ def _given(args, model, root) -> tuple[list, dict]:
         if jobs and jobs[-1].name == file.stem:
             raise InputError(f"{args.sketches}: two sketches are named {file.stem}")
         shape = draw(file, labelled[file.stem])[0].shape  # what is wrong is said before anything is written
-        jobs.append(image_files.Job(file.stem, shape, functools.partial(draw, file, labelled[file.stem])))
+        own = functools.partial(draw, file, labelled[file.stem])
+        jobs.append(image_files.ImageJob(file.stem, shape, own, read=True))
     return jobs, {"sketches": args.sketches, "labels": str(folder)}
 
 

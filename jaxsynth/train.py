@@ -44,6 +44,7 @@ def _main() -> None:
     parser.add_argument("--profile", metavar="DIR", help="trace steps 3 to 7 into this folder")
     args, overrides = parser.parse_known_args()
     config = cli.read_config(args.config, overrides)
+    cli.keep_memory()
     cli.enable_compilation_cache()
     if args.distributed:
         from jaxsynth import devices
@@ -113,7 +114,6 @@ def train(config, workdir: Path, profile: str | None = None) -> None:
         init = train_programs.trace_init(task, parts, key, batch_shape, replicated)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), init.out_info)
         manager = stack.enter_context(checkpoint.open_manager(workdir, config.train.keep_last))
-        state = checkpoint.restore_latest(manager, like)
         split = devices.split_space(mesh, len(patch))
         batch_like = jax.ShapeDtypeStruct(batch_shape, "float32", sharding=split)
         resident = stream.fits_on_device(train_set, config.data.device_limit_gib * 2**30)
@@ -128,6 +128,7 @@ def train(config, workdir: Path, profile: str | None = None) -> None:
             compiling = pool.submit(train_programs.compile_step, *given)
         validating = pool.submit(train_programs.compile_view, *given, "validate")
         previewing = functools.cache(lambda: train_programs.compile_view(*given, "preview"))
+        state = checkpoint.restore_latest(manager, like)
         if state is None:
             state = init.lower().compile()(keys.stream(key, "init"))
 
@@ -178,7 +179,6 @@ def train(config, workdir: Path, profile: str | None = None) -> None:
             message = f"error: {what} at step {step} is not finite; last good checkpoint: {good}. "
             sys.exit(message + "Lower optim.learning_rate or optim.clip_norm and start again." if lead else 1)
 
-        signalled = _watch_signals(stack)
         from jaxsynth import log  # takes a second where PyTorch is installed, while the step compiles
 
         write = stack.enter_context(log.ScalarLog(workdir, first)).write if lead else _nothing
@@ -190,6 +190,7 @@ def train(config, workdir: Path, profile: str | None = None) -> None:
             always.model.remat = "always"
             step_fn = train_programs.compile_step(task, task.build(always), key, like, batch_like)
 
+        signalled = _watch_signals(stack)
         pending = []
         tracing = stack.enter_context(contextlib.ExitStack())
         for step in range(first + 1, last + 1):

@@ -23,7 +23,7 @@ FIXED = (
     "optim.name",
     "optim.ema_decay",
 )
-FREE = {"model": {"remat"}}
+FREE = {"model": {"remat", "bfloat16"}}
 # Keys that runs of earlier versions lack, and how those were trained.
 EARLIER = {"diffusion": {"prediction": "noise", "weighting": "none", "snr_cap": 5.0}}
 

@@ -76,6 +76,7 @@ def open_trained(path: str | Path, step: str = "best") -> Trained:
     saved = checkpoint.find(path, step)  # once: a training may be adding others meanwhile
     metadata = checkpoint.read_metadata(saved)
     config = ConfigDict(metadata["config"])
+    config.parallel = ConfigDict({"space": 1})  # the training's; here devices share images by tiles
     if config.task not in TASKS:
         raise InputError(f"--checkpoint {path} is of task {config.task!r}, which samples no images")
     parts = ddpm.build(config)

@@ -35,6 +35,7 @@ def main() -> None:
 
 def _main() -> None:
     args = _parse()
+    cli.keep_memory()
     cli.enable_compilation_cache()
     if args.samplers:
         from jaxsynth import tune_samplers

@@ -9,6 +9,6 @@ if ! nvidia-smi -L > /dev/null 2>&1; then
     echo "error: no NVIDIA GPU found: nvidia-smi is missing or fails; install the NVIDIA driver, 525 or later" >&2
     exit 2
 fi
-case " $* " in *" --config.model.bfloat16="*) ;; *) set -- "$@" --config.model.bfloat16=True ;; esac
+case " $* " in *" --config.model.bfloat16="* | *distill*) ;; *) set -- "$@" --config.model.bfloat16=True ;; esac
 . launch/venv.sh "${EXTRAS:-cuda}"
 exec python -m jaxsynth.train "$@"

@@ -22,7 +22,7 @@ if [ ! -f launch/venv.sh ]; then
     echo "error: $PWD is not the repository: submit from its folder" >&2
     exit 2
 fi
-case " $* " in *" --config.model.bfloat16="*) ;; *) set -- "$@" --config.model.bfloat16=True ;; esac
+case " $* " in *" --config.model.bfloat16="* | *distill*) ;; *) set -- "$@" --config.model.bfloat16=True ;; esac
 . launch/venv.sh "${EXTRAS:-cuda}"
 # One process per GPU; every process sees all GPUs of its machine and takes that of its number.
 exec srun --kill-on-bad-exit=1 python -m jaxsynth.train --distributed "$@"

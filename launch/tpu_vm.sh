@@ -10,6 +10,6 @@ if ! compgen -G "/dev/accel[0-9]*" > /dev/null && ! compgen -G "/dev/vfio/[0-9]*
     echo "error: no TPU found on this machine (neither /dev/accel0 nor /dev/vfio/0): run it on a TPU VM" >&2
     exit 2
 fi
-case " $* " in *" --config.model.bfloat16="*) ;; *) set -- "$@" --config.model.bfloat16=True ;; esac
+case " $* " in *" --config.model.bfloat16="* | *distill*) ;; *) set -- "$@" --config.model.bfloat16=True ;; esac
 . launch/venv.sh "${EXTRAS:-tpu}"
 exec python -m jaxsynth.train "$@"

@@ -4,6 +4,7 @@ import functools
 import inspect
 import itertools
 import json
+import os
 import sys
 
 import jax
@@ -133,6 +134,12 @@ def test_peak_counts_arguments_results_and_what_lies_beside_once():
     assert bench_device.peak_bytes(program, 500) == bench_device.peak_bytes(program) + 500
     donated, _ = bench_device.compiled(lambda x: x + 1, x, donate_argnums=0)
     assert 4000 <= bench_device.peak_bytes(donated) < 4100
+
+
+def test_cores_are_counted_where_the_system_knows_no_affinity(monkeypatch):
+    assert 1 <= bench_device.num_cores() <= os.cpu_count()
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert bench_device.num_cores() == os.cpu_count()
 
 
 def test_there_are_at_least_three_runs(monkeypatch):
@@ -367,6 +374,6 @@ def test_every_suite_has_its_block():
     row = {"case": "a", "shape": None, "median_s": 2.0, "suite": "start"}
     other = row | {"suite": "train", "communication_bytes": {"all-reduce": 1e6, "all-gather": 2e6}, "note": "no time"}
     first, second = bench.table([row, row, other]).split("\n\n")
-    assert len(first.splitlines()) == 3 and "sent" not in first
+    assert len(first.splitlines()) == 3 and "collectives" not in first
     heading, line, note = second.splitlines()
-    assert "sent MB" in heading and line.split() == ["a", "2", "3"] and note == "a, ours: no time"
+    assert "collectives MB" in heading and line.split() == ["a", "2", "3"] and note == "a, ours: no time"

@@ -16,7 +16,7 @@ FILES = sorted((Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 def test_configurations_build(file):
     config = cli.read_config(str(file), [])
     assert config.is_locked
-    assert set(config.keys()) == {"task", "seed", "data", "model", "diffusion", "distill", "optim", "train"}
+    assert set(config.keys()) == {"task", "seed", "data", "model", "diffusion", "distill", "optim", "parallel", "train"}
     if config.task == "distill":  # it takes the network from a teacher, which the user names
         with pytest.raises(InputError, match="no teacher given"):
             distill.inherit(config)

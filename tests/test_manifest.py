@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from jaxsynth import manifest as manifests
+from jaxsynth.errors import InputError
 
 
 @pytest.fixture
@@ -97,6 +98,24 @@ def test_workers_tell_of_all_in_the_end(folder):
     assert [len(entry) for entry in told("manifest-1-of-3.json").values()] == [2, 2]
     assert fill(make, worker=(2, 3), by=manifests.make_files)
     assert all(len(entry) == 2 for entry in told().values()) and len(told()) == 6
+
+
+def test_a_setting_left_out_has_its_default(tmp_path):
+    """Of a folder begun before there was the setting, and of one begun with another value of it."""
+
+    def begin(folder, **settings):
+        folder.mkdir(exist_ok=True)
+        manifest = manifests.open_manifest(folder, "test", {"seed": 1, **settings}, {"shapes": "exact"})
+        manifests.write_json(folder / manifests.NAME, manifest)
+        return manifest["settings"]
+
+    assert begin(tmp_path / "a") == begin(tmp_path / "a") == {"seed": 1}
+    with pytest.raises(InputError, match="shapes exact, not rounded"):
+        begin(tmp_path / "a", shapes="rounded")
+    assert begin(tmp_path / "b", shapes="rounded") == begin(tmp_path / "b", shapes="rounded")
+    with pytest.raises(InputError, match="shapes rounded, not exact"):
+        begin(tmp_path / "b")
+    assert begin(tmp_path / "a", shapes="exact") == {"seed": 1, "shapes": "exact"}  # as written by some earlier run
 
 
 def test_worker_is_parsed():

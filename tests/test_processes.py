@@ -24,6 +24,7 @@ KEYS = {
     "data.batch_size": 8,
     "model.features": 2,
     "optim.schedule": "constant",
+    "optim.learning_rate": 1e-4,
     "parallel.space": 2,
     "train.log_every": 1,
     "train.val_every": 0,

@@ -5,9 +5,12 @@ import json
 import signal
 import subprocess
 import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -146,15 +149,15 @@ def test_one_device_makes_what_eight_make(dataset, model, tmp_path):
     several = trained.open_trained(model)
     mesh = devices.make_mesh(jax.devices()[:1])
     one = dataclasses.replace(several, mesh=mesh, params=jax.device_put(several.params, devices.replicated(mesh)))
-    how = image_files.How(trained.make_plan(one, 400, num_evaluations=3))
+    settings = image_files.Settings(trained.make_plan(one, 400, num_evaluations=3))
     recipe = specimens.plan("nuclei", (40, 56), None, None, one.metadata)
     root, names = keys.root(0), list(dataset[1])
     jobs = image_files.simulated(root, recipe, one.intensity.levels, names)
-    work, told = image_files.batches(one, jobs, how), {}
+    work, told = image_files.batches(one, jobs, settings), {}
     assert [batch.size for batch in work] == [1, 1, 1]
     for overlapped in (True, False):
         manifests.make_folders(tmp_path, FOLDERS)
-        image_files.make(one, root, tmp_path, work, how, told.__setitem__, overlapped=overlapped)
+        image_files.make(one, root, tmp_path, work, settings, told.__setitem__, overlapped=overlapped)
         same(read(tmp_path), dataset[1], atol=1)
     entries = json.loads((dataset[0] / "manifest.json").read_text())["files"]
     assert all(entries[name].items() >= json.loads(json.dumps(told[name])).items() for name in names)
@@ -163,27 +166,72 @@ def test_one_device_makes_what_eight_make(dataset, model, tmp_path):
 def test_batches_are_of_one_shape_and_leave_out_what_is_made(model, monkeypatch):
     """Eight devices: images that fit are made one per device, large ones in tiles, unless they are many."""
     one = trained.open_trained(model)
-    how = image_files.How(trained.make_plan(one, 400))
-    jobs = [image_files.Job(f"{i}", (41, 57) if i % 3 else (64, 64), None) for i in range(30)]
-    small, *_ = work = image_files.batches(one, jobs, how, todo=[f"{i}" for i in range(5, 30)])
+    settings = image_files.Settings(trained.make_plan(one, 400))
+    jobs = [image_files.ImageJob(f"{i}", (41, 57) if i % 3 else (64, 64), None) for i in range(30)]
+    small, *_ = work = image_files.batches(one, jobs, settings, todo=[f"{i}" for i in range(5, 30)])
     assert [(batch.shape, len(batch.jobs), batch.size) for batch in work] == [
         ((64, 64), 8, 8), ((41, 57), 8, 8), ((41, 57), 8, 8), ((41, 57), 1, 8)
     ]  # fmt: skip
     assert small.tile == (64, 64) and work[1].tile == (48, 64) and all(batch.roomy for batch in work)
     assert [job.name for job in small.jobs] == [f"{i}" for i in range(6, 30, 3)]
-    larger = dataclasses.replace(how, batch=9)
+    larger = dataclasses.replace(settings, batch=9)
     assert [batch.size for batch in image_files.batches(one, jobs, larger)] == [16, 16, 16]
-    few = [image_files.Job(f"{i}", (1000, 4000), None) for i in range(8)]
-    assert [batch.size for batch in image_files.batches(one, few[:3], how)] == [None] * 3
-    assert [batch.size for batch in image_files.batches(one, few, how)] == [8]
+    few = [image_files.ImageJob(f"{i}", (1000, 4000), None) for i in range(8)]
+    assert [batch.size for batch in image_files.batches(one, few[:3], settings)] == [None] * 3
+    assert [batch.size for batch in image_files.batches(one, few, settings)] == [8]
     assert trained.grid_for(one, (1000, 4000)).num_tiles > 1
     need = tile_grid.volume_bytes((41, 57), 2) + 4 * tile_grid.TILE_NUMBERS[2] * 2 * 48 * 64
     monkeypatch.setattr(tile_grid, "memory_bytes", lambda num_devices=1: round(1.5 * need))
     monkeypatch.setattr(tile_grid, "MOST_OVERHEAD", 0.0)  # none is cut but for the memory
-    tight = image_files.batches(one, [job for job in jobs if int(job.name) % 3], how)
+    tight = image_files.batches(one, [job for job in jobs if int(job.name) % 3], settings)
     assert [(batch.size, batch.roomy) for batch in tight] == [(8, False)] * 3
     with pytest.raises(InputError, match="--batch 16"):
-        image_files.batches(one, [job for job in jobs if int(job.name) % 3], dataclasses.replace(how, batch=16))
+        image_files.batches(one, [job for job in jobs if int(job.name) % 3], dataclasses.replace(settings, batch=16))
+
+
+@pytest.mark.parametrize(("roomy", "from_files"), [(True, False), (False, False), (False, True)])
+def test_no_more_batches_are_on_the_device_than_have_room(dataset, model, tmp_path, roomy, from_files):
+    """Counted when one is dispatched, and when one is drawn."""
+    several = trained.open_trained(model)
+    settings = image_files.Settings(trained.make_plan(several, 400, num_evaluations=3))
+    recipe = specimens.plan("nuclei", (40, 56), None, None, several.metadata)
+    root, names, told = keys.root(0), [f"nuclei_{i:04d}" for i in range(33)], {}
+    images, before_dispatch, before_draw = [], [], []
+    in_tiles, whole = image_files.generators(several, settings)
+
+    def alive():
+        return sum(image() is not None for image in images)
+
+    def watched(*args, **options):
+        before_dispatch.append(alive())
+        image = whole(*args, **options)
+        images.append(weakref.ref(image))
+        return image
+
+    def watching(job):
+        def draw(device):
+            before_draw.append(alive())
+            return job.draw(device)
+
+        return dataclasses.replace(job, draw=draw, read=from_files)
+
+    jobs = [watching(job) for job in image_files.simulated(root, recipe, several.intensity.levels, names)]
+    work = [dataclasses.replace(batch, roomy=roomy) for batch in image_files.batches(several, jobs, settings)]
+    manifests.make_folders(tmp_path, FOLDERS)
+    image_files.make(several, root, tmp_path, work, settings, told.__setitem__, ready=(in_tiles, watched))
+    assert len(images) == 5 and len(before_draw) == len(told) == 33
+    assert max(before_dispatch) <= (image_files.AHEAD if roomy else 0) and alive() == 0
+    assert roomy or from_files or max(before_draw) == 0
+    made = read(tmp_path)
+    same({name: made[name] for name in dataset[1]}, dataset[1])
+
+
+def test_a_batch_is_fetched_once_by_many_threads():
+    fetch = image_files._fetcher(jnp.arange(6.0).reshape(2, 3))
+    with ThreadPoolExecutor(8) as pool:
+        first, *others = pool.map(lambda _: fetch(), range(32))
+    assert isinstance(first, np.ndarray) and all(other is first for other in others)
+    np.testing.assert_array_equal(first, [[0, 1, 2], [3, 4, 5]])
 
 
 def test_a_specimen_is_the_same_on_any_device():
@@ -356,10 +404,11 @@ def test_mistakes_get_one_line_and_leave_nothing(model, monkeypatch, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
-def test_other_settings_do_not_mix_into_a_set(dataset, model, monkeypatch, capsys):
+@pytest.mark.parametrize(("option", "value"), [("t_start", 200), ("shapes", "rounded")])
+def test_other_settings_do_not_mix_into_a_set(dataset, model, monkeypatch, capsys, option, value):
     with pytest.raises(SystemExit):
-        sample(monkeypatch, model, dataset[0], *RECIPE, "--t_start", 200)
-    assert "t_start" in capsys.readouterr().err
+        sample(monkeypatch, model, dataset[0], *RECIPE, f"--{option}", value)
+    assert f"was made with {option}" in capsys.readouterr().err
 
 
 def test_fingerprint_tells_networks_apart(model):

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from configs import common
-from jaxsynth import checkpoint
+from jaxsynth import checkpoint, train_programs
+from jaxsynth import train as train_command
 from jaxsynth.data import volumes
 from jaxsynth.errors import InputError
 from jaxsynth.train_start import saved_metadata
@@ -169,6 +170,16 @@ def test_a_finished_run_has_nothing_to_do(finished, images):
     again = train(finished[0], images)
     assert again.returncode == 0
     assert "nothing to do" in again.stdout
+
+
+def test_a_step_that_does_not_fit_recomputes_its_activations(images, tmp_path, monkeypatch, capsys):
+    config = common.get_config()
+    keys = SMALL | {"data.path": str(images), "data.patch": (16, 16), "train.num_steps": 2}
+    config.update_from_flattened_dict(keys)
+    monkeypatch.setattr(train_programs, "memory_limit", lambda: 1.0)
+    train_command.train(config, tmp_path / "run")
+    assert "activations are recomputed" in capsys.readouterr().out
+    assert checkpoint.find(tmp_path / "run", "latest").name == "2"
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,7 @@ class UNet(nn.Module):
             setattr(self, f"c{level}", conv_stage(channels, self.norm, dtype=self.dtype))
             setattr(self, f"t{level}", TimeStage(channels[-1]))
         for level, channels in enumerate((f, 2 * f, 4 * f), 1):
-            setattr(
-                self, f"d{level}", conv_stage((channels,), self.norm, 4, True, dtype=self.dtype)
-            )
+            setattr(self, f"d{level}", conv_stage((channels,), self.norm, 4, True, dtype=self.dtype))
             setattr(self, f"u{level}", up_stage(8 * f, self.norm, self.dtype))
         self.out = conv_stage((f, f), self.norm, head=self.out_channels, dtype=self.dtype)
 

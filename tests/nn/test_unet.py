@@ -248,6 +248,19 @@ def test_a_convolution_of_size_3_takes_any_space(space):
     np.testing.assert_allclose(same_conv(x, kernel), _lax_conv(x, kernel, 1, 1), atol=1e-5)
 
 
+def test_gradients_of_a_wide_convolution_of_size_3():
+    """As wide as the published network's widest, in 2D: rounding stays small where sums are long."""
+    keys = jax.random.split(jax.random.key(8), 3)
+    x, dy = (jax.random.normal(key, (1, 32, 32, 128)) for key in keys[:2])
+    kernel = jax.random.normal(keys[2], (3, 3, 128, 128)) * (128 * 9) ** -0.5
+
+    def pulled(convolve):
+        return jax.jit(lambda: jax.vjp(convolve, x, kernel)[1](dy))()
+
+    for actual, expected in zip(pulled(same_conv), pulled(lambda x, k: _lax_conv(x, k, 1, 1)), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+
+
 def test_a_convolution_keeps_the_type_it_is_given():
     x, kernel = jnp.ones((1, 8, 8, 4), jnp.bfloat16), jnp.ones((3, 3, 4, 4), jnp.bfloat16)
     assert same_conv(x, kernel).dtype == jnp.bfloat16
