@@ -40,7 +40,7 @@ CONFIG = {
         "patch": (),
         "batch_size": 1,
     },
-    "model": {"features": 16, "norm": "instance", "noise_channel": True, "bfloat16": False, "remat": False},
+    "model": {"features": 16, "norm": "instance", "noise_channel": True, "bfloat16": False, "remat": "auto"},
     "diffusion": {
         "schedule": "cosine",
         "num_timesteps": 1000,

@@ -8,12 +8,15 @@ slower than 2D ones and arithmetic is what takes the time, size 3 goes to Winogr
 """
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxsynth.nn import winograd
+
+LEAST_OPERATIONS = 1e8  # a millisecond: below, compiling Winograd's many parts takes longer than they ever save
 
 
 def same_conv(x: jax.Array, kernel: jax.Array, direct: bool = False) -> jax.Array:
@@ -23,7 +26,8 @@ def same_conv(x: jax.Array, kernel: jax.Array, direct: bool = False) -> jax.Arra
     """
     if kernel.shape[0] == 1:
         return x @ kernel.reshape(kernel.shape[-2:])
-    if kernel.shape[0] == 3 and on_cpu() and not direct:
+    operations = 2 * x.size * math.prod(kernel.shape[:-2]) * kernel.shape[-1]
+    if kernel.shape[0] == 3 and on_cpu() and not direct and operations >= LEAST_OPERATIONS:
         # In float32 whatever comes: a CPU computes nothing faster in less, and Winograd's sums need the digits.
         return winograd.same_conv(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
     return _convolve(x, kernel, "SAME")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxsynth.errors import InputError
+from jaxsynth.nn import winograd
 from jaxsynth.nn.blocks import time_embedding
 from jaxsynth.nn.conv import down_conv, pixel_shuffle, same_conv
 from jaxsynth.nn.unet import FACTOR, UNet, deep_margin, margin, operations, receptive_field
@@ -219,7 +220,8 @@ def _lax_conv(x, kernel, stride, padding):
 
 
 @pytest.mark.parametrize(
-    "convolve, size, stride, padding", [(same_conv, 3, 1, 1), (same_conv, 1, 1, 0), (down_conv, 4, 2, 1)]
+    "convolve, size, stride, padding",
+    [(same_conv, 3, 1, 1), (winograd.same_conv, 3, 1, 1), (same_conv, 1, 1, 0), (down_conv, 4, 2, 1)],
 )
 @pytest.mark.parametrize("space", [(8, 12), (2, 2), (10, 6), (4, 6, 8), (2, 2, 2), (6, 4, 2)])
 def test_convolution_equals_lax(convolve, size, stride, padding, space):
@@ -245,7 +247,7 @@ def test_a_convolution_of_size_3_takes_any_space(space):
     keys = jax.random.split(jax.random.key(7), 2)
     x = jax.random.normal(keys[0], (1, *space, 128))
     kernel = jax.random.normal(keys[1], (*(3,) * len(space), 128, 16)) * (128 * 3 ** len(space)) ** -0.5
-    np.testing.assert_allclose(same_conv(x, kernel), _lax_conv(x, kernel, 1, 1), atol=1e-5)
+    np.testing.assert_allclose(winograd.same_conv(x, kernel), _lax_conv(x, kernel, 1, 1), atol=1e-5)
 
 
 def test_gradients_of_a_wide_convolution_of_size_3():
@@ -257,8 +259,19 @@ def test_gradients_of_a_wide_convolution_of_size_3():
     def pulled(convolve):
         return jax.jit(lambda: jax.vjp(convolve, x, kernel)[1](dy))()
 
-    for actual, expected in zip(pulled(same_conv), pulled(lambda x, k: _lax_conv(x, k, 1, 1)), strict=True):
+    for actual, expected in zip(pulled(winograd.same_conv), pulled(lambda x, k: _lax_conv(x, k, 1, 1)), strict=True):
         np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_network_takes_the_fast_form_where_it_pays():
+    """Large convolutions on a CPU become slabs, small and shared ones stay whole."""
+
+    def kernels(size, **options):
+        x, kernel = jnp.zeros((1, size, size, 64)), jnp.zeros((3, 3, 64, 64))
+        text = jax.jit(lambda x, k: same_conv(x, k, **options)).lower(x, kernel).as_text()
+        return text.count("stablehlo.convolution")
+
+    assert kernels(64) == 6 and kernels(8) == 1 and kernels(64, direct=True) == 1
 
 
 def test_a_convolution_keeps_the_type_it_is_given():
