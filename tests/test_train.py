@@ -174,7 +174,7 @@ def test_a_finished_run_has_nothing_to_do(finished, images):
 
 def test_a_step_that_does_not_fit_recomputes_its_activations(images, tmp_path, monkeypatch, capsys):
     config = common.get_config()
-    keys = SMALL | {"data.path": str(images), "data.patch": (16, 16), "train.num_steps": 2}
+    keys = SMALL | {"data.path": str(images), "data.patch": (16, 16), "data.batch_size": 1, "train.num_steps": 2}
     config.update_from_flattened_dict(keys)
     monkeypatch.setattr(train_programs, "memory_limit", lambda: 1.0)
     train_command.train(config, tmp_path / "run")
