@@ -130,6 +130,7 @@ def counted(shape: tuple[int, ...], batch: int, space: int, model: dict) -> dict
     from jaxsynth.tasks import ddpm
 
     config = read_config(**{"norm": "instance", "noise_channel": True} | model)
+    config.parallel.space = space  # as in a training: shared patches take convolutions of another form
     parts, key, batch_shape = ddpm.build(config), keys.root(0), (batch, *shape, 1)
     state = jax.eval_shape(lambda key: ddpm.init(parts, key, batch_shape), key)
 
