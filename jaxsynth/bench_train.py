@@ -66,7 +66,7 @@ def step(
 
     def ours():
         nonlocal state
-        state, values = program(state, images)
+        state, values = program(state, images, key)
         jax.block_until_ready((state, values))
 
     def theirs(compiler):

@@ -169,7 +169,7 @@ def train(config, workdir: Path, profile: str | None = None) -> None:
         }
 
         def validate(state) -> dict:
-            rows = jax.device_get([validating.result()(state, batch) for batch in val_batches])
+            rows = jax.device_get([validating.result()(state, batch, key) for batch in val_batches])
             return {f"val/{name}": float(sum(row[name] for row in rows) / len(rows)) for name in rows[0]}
 
         def diverged(step: int, what: str):
@@ -197,7 +197,7 @@ def train(config, workdir: Path, profile: str | None = None) -> None:
             if profile and lead and step == min(first + PROFILED[0], last):
                 jax.block_until_ready(state)
                 tracing.enter_context(cli.profile(profile))
-            state, values = step_fn(state, next(coming))
+            state, values = step_fn(state, next(coming), key)
             pending.append(values)
             if step == first + 1:  # rates are of steps, not of what came before the first
                 jax.block_until_ready(values)
@@ -238,7 +238,7 @@ def train(config, workdir: Path, profile: str | None = None) -> None:
             if due["checkpoint"]:
                 checkpoint.save(manager, state, metadata, validation["val/loss"])
             if due["preview"] and not interrupted:
-                volumes_seen = jax.device_get(previewing()(state, val_batches[0]))
+                volumes_seen = jax.device_get(previewing()(state, val_batches[0], key))
                 if lead:
                     log.write_preview(workdir, step, volumes_seen)
             clock = (step, time.perf_counter())

@@ -19,16 +19,17 @@ def trace_init(task, parts, key: jax.Array, batch_shape: tuple[int, ...], replic
 
 
 def compile_step(task, parts, key: jax.Array, state, batch) -> jax.stages.Compiled:
-    """The step: (state, batch) -> (state, scalars); the given state's memory becomes the new one's.
+    """The step: (state, batch, key) -> (state, scalars); the given state's memory becomes the new one's.
 
     Args:
+      key: the run's, an argument of the program so that another seed finds it in the compilation cache.
       state, batch: shapes, dtypes and shardings. Other arguments are refused later, so nothing compiles twice.
     """
     everywhere = jax.tree.leaves(state)[0].sharding
     step = jax.jit(
-        lambda s, b: task.step(parts, s, b, keys.stream(key, "train")), donate_argnums=0, out_shardings=everywhere
+        lambda s, b, k: task.step(parts, s, b, keys.stream(k, "train")), donate_argnums=0, out_shardings=everywhere
     )
-    return step.lower(state, batch).compile()
+    return step.lower(state, batch, key).compile()
 
 
 def compile_fitting(task, parts, key: jax.Array, state, batch, limit_bytes: float) -> jax.stages.Compiled | None:
@@ -59,7 +60,7 @@ def memory_limit() -> float:
 
 
 def compile_view(task, parts, key: jax.Array, state, batch, name: str) -> jax.stages.Compiled:
-    """The task's `validate` or `preview`: (state, batch) -> what it returns, on every device. Arguments as above."""
+    """The task's `validate` or `preview`: (state, batch, key) -> its results, on every device. Arguments as above."""
     everywhere = jax.tree.leaves(state)[0].sharding
-    look = jax.jit(lambda s, b: getattr(task, name)(parts, s, b, keys.stream(key, name)), out_shardings=everywhere)
-    return look.lower(state, batch).compile()
+    look = jax.jit(lambda s, b, k: getattr(task, name)(parts, s, b, keys.stream(k, name)), out_shardings=everywhere)
+    return look.lower(state, batch, key).compile()

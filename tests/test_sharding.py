@@ -65,9 +65,9 @@ def results(steps, states):
     for arrangement, step in steps.items():
         patch = PATCHES[arrangement[0]]
         batch = np.random.default_rng(0).normal(size=(8, *patch, 1)).astype(np.float32) * 0.3
-        (state, _), _ = step.input_shardings
-        placed = jax.device_put(states[arrangement[0]], state), jax.device_put(batch, step.input_shardings[0][1])
-        made[arrangement] = jax.device_get(step(*placed))
+        (state, rows, _), _ = step.input_shardings
+        placed = jax.device_put(states[arrangement[0]], state), jax.device_put(batch, rows)
+        made[arrangement] = jax.device_get(step(*placed, keys.root(0)))
     return made
 
 
@@ -117,19 +117,28 @@ def test_every_device_draws_its_own_noise_only(steps, arrangement):
 def test_the_state_is_donated_and_a_restored_one_fits(steps, states, tmp_path):
     """The compiled step takes its own result and a restored checkpoint; it would refuse what needs compiling again."""
     step = steps[(2, 8, 1)]
-    place, split = step.input_shardings[0]
+    place, split, _ = step.input_shardings[0]
     batch = jax.device_put(np.zeros((8, *PATCHES[2], 1), np.float32), split)
     state = first = jax.device_put(states[2], place)
     for _ in range(2):
-        state, _ = step(state, batch)
+        state, _ = step(state, batch, keys.root(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.params))
     with checkpoint.open_manager(tmp_path) as manager:
         checkpoint.save(manager, state, {"config": {}}, 1.0)
         manager.wait_until_finished()
         restored = checkpoint.restore_latest(manager, state)
-    state, _ = step(state, batch)
-    again, _ = step(restored, batch)
+    state, _ = step(state, batch, keys.root(0))
+    again, _ = step(restored, batch, keys.root(0))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(state))
+
+
+def test_the_key_is_an_argument(steps, states):
+    """The same program with another seed draws other noise: nothing is compiled for it."""
+    step = steps[(2, 1, 1)]
+    place, split, _ = step.input_shardings[0]
+    batch = jax.device_put(np.full((8, *PATCHES[2], 1), 0.1, np.float32), split)
+    losses = [float(step(jax.device_put(states[2], place), batch, keys.root(seed))[1]["loss"]) for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_collectives_are_counted_by_their_results():
@@ -151,7 +160,7 @@ def test_collectives_are_counted_by_their_results():
 
 def test_a_step_that_does_not_fit_is_refused(steps, states):
     step = steps[(2, 1, 1)]
-    place, split = step.input_shardings[0]
+    place, split, _ = step.input_shardings[0]
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), states[2], place)
     batch = jax.ShapeDtypeStruct((8, *PATCHES[2], 1), "float32", sharding=split)
     needed = train_programs.memory_needed(step)

@@ -102,7 +102,7 @@ def _slab_kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     """The gradient of `_slab_conv`'s kernel from that of its result: [3, 3, C, F] or [3, C, F].
 
     A convolution of the channels' images with dy as the kernel. Its array with the channels first is made by a product
-    with the identity: XLA on CPU turns [V, C] plane by plane, ten times slower.
+    with the identity: XLA on CPU turns [V, C] voxel by voxel, three times slower.
     """
     channels = x.shape[-1]
     height = x.shape[-3] if x.ndim == 5 else 1
