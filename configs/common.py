@@ -45,6 +45,31 @@ def get_config() -> ConfigDict:
     c.distill.num_times = 8  # steps into which the teacher's way from t_max to the image is cut
     c.distill.t_max = 0  # sampling will start no later than here; 0: the teacher's t_max
 
+    c.seg = ConfigDict()  # task flowseg only, see configs/flowseg.py
+    c.seg.labels = ""  # label images of data.path, equal names; as many places as there, separated by commas
+    c.seg.val_labels = ""  # of data.val_path
+    c.seg.dataset = "data/instance"  # data set of the labels inside HDF5 files
+    c.seg.target = "heat"  # flows to learn: heat (Cellpose's, for any shape) | centroid (the papers')
+    c.seg.diameter_vox = 30.0  # images with larger cells are shrunk until these are so large; 0: never
+    c.seg.scale = ()  # how much images are shrunk per axis, in (0, 1]; (): from the cells and diameter_vox
+    c.seg.capacity = 0  # cells that an image has at most; 0: as many as there are
+    # How patches are changed, each by up to so much (data/pairs.py, Augmentation):
+    c.seg.zoom = 0.25  # size, as a factor
+    c.seg.anisotropy = 0.1  # size along one axis
+    c.seg.rotation = True  # any angle in the plane
+    c.seg.brightness = 0.2  # gain and offset
+    c.seg.gamma = 0.3  # exponent, as a factor
+    c.seg.blur_vox = 1.0
+    c.seg.noise = 0.15
+    # Training without files: cells of a recipe are simulated and rendered where the network trains.
+    c.seg.recipe = ""  # see jaxsynth.simulate; "": images and labels are files
+    c.seg.checkpoint = ""  # run whose diffusion model renders them; "": the embedded microscope
+    c.seg.t_start = 400  # as jaxsynth.sample takes it
+    c.seg.num_evaluations = 5
+    c.seg.shape = ()  # of a specimen; (): the patch
+    c.seg.spacing_um = ()  # of a specimen; (): the checkpoint's, or the recipe's
+    c.seg.reuse = 8  # steps that a batch of specimens is used for, each time with other patches
+
     c.optim = ConfigDict()
     c.optim.name = "radam"  # radam (the papers') | adamw
     c.optim.learning_rate = 1e-3

@@ -8,7 +8,6 @@ Started again with the same workdir it goes on where it stopped. The workdir get
 
 import contextlib
 import copy
-import dataclasses
 import datetime
 import functools
 import itertools
@@ -24,7 +23,6 @@ from pathlib import Path
 from jaxsynth import cli
 from jaxsynth.errors import InputError
 
-VAL_PATCHES = 16  # at least so many held-out patches, whatever the batch
 RUN_AHEAD = 4  # steps that the host may be ahead of the device
 PROFILED = (3, 7)  # steps after the start that --profile traces, first and last
 
@@ -68,9 +66,7 @@ def train(config, workdir: Path, profile: str | None = None) -> None:
     begun = time.perf_counter()
     import jax
 
-    from jaxsynth import checkpoint, devices, keys, train_programs, train_start
-    from jaxsynth.data import intensity as intensities
-    from jaxsynth.data import stream, survey, volumes
+    from jaxsynth import checkpoint, devices, keys, train_programs, train_source, train_start
     from jaxsynth.nn import unet
     from jaxsynth.tasks import ddpm
 
@@ -86,20 +82,16 @@ def train(config, workdir: Path, profile: str | None = None) -> None:
     task = train_start.find_task(config.task)
     # A task may start from another run: it fills in the configuration from there and takes over the scale of images.
     inherited = task.inherit(config) if hasattr(task, "inherit") else None
+    saved = train_start.saved_metadata(workdir)
+    source = train_start.find_source(task).open_source(config, saved or inherited)
+    train_start.check_same(workdir, saved, config)
     parts = task.build(config)
-    train_set, val_set = train_start.open_images(config)
     patch = tuple(config.data.patch)  # filled in now where the configuration left it open
     if config.parallel.space > 1 and patch[-2] % (unet.MULTIPLE * config.parallel.space):
         raise InputError(
             f"data.patch: expected a multiple of {unet.MULTIPLE} x parallel.space={config.parallel.space} along y, "
             f"got {patch}"
         )
-    saved = train_start.saved_metadata(workdir, config)
-    if saved or inherited:
-        intensity = intensities.Intensity.from_dict((saved or inherited)["intensity"])
-        if intensity.dtype != train_set.dtype.name:
-            run = workdir if saved else config.distill.teacher
-            raise InputError(f"{run} was trained on {intensity.dtype} images, {config.data.path} is {train_set.dtype}")
     first = int(checkpoint.find(workdir, "latest").name) if saved else 0
     last = config.train.num_steps
     if first >= last:
@@ -110,19 +102,16 @@ def train(config, workdir: Path, profile: str | None = None) -> None:
 
     with contextlib.ExitStack() as stack:
         # The state, as shapes or restored, and the programs, compiled by a thread while images are read.
-        batch_shape = (config.data.batch_size, *patch, 1)
-        init = train_programs.trace_init(task, parts, key, batch_shape, replicated)
+        init = train_programs.trace_init(task, parts, key, (config.data.batch_size, *patch, 1), replicated)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), init.out_info)
         manager = stack.enter_context(checkpoint.open_manager(workdir, config.train.keep_last))
         split = devices.split_space(mesh, len(patch))
-        batch_like = jax.ShapeDtypeStruct(batch_shape, "float32", sharding=split)
-        resident = stream.fits_on_device(train_set, config.data.device_limit_gib * 2**30)
-        held_bytes = resident * train_set.num_voxels * train_set.dtype.itemsize
+        batch_like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), source.batch)
         pool = ThreadPoolExecutor(1, thread_name_prefix="compile")  # one after the other: the step is first
         stack.callback(pool.shutdown, cancel_futures=True)
         given = (task, parts, key, like, batch_like)
         if ddpm.recomputes(config) == "auto":
-            limit_bytes = train_programs.MEMORY_SHARE * train_programs.memory_limit() - held_bytes
+            limit_bytes = train_programs.MEMORY_SHARE * train_programs.memory_limit() - source.held_bytes
             compiling = pool.submit(train_programs.compile_fitting, *given, limit_bytes)
         else:
             compiling = pool.submit(train_programs.compile_step, *given)
@@ -132,41 +121,22 @@ def train(config, workdir: Path, profile: str | None = None) -> None:
         if state is None:
             state = init.lower().compile()(keys.stream(key, "init"))
 
-        # Batches.
-        if not (saved or inherited):
-            intensity = intensities.fit(lambda: volumes.each(train_set), config.data.normalization)
-        options = {"patch": patch, "batch_size": config.data.batch_size, "split": split, "replicated": replicated}
-        patches = (train_set, intensity, keys.stream(key, "patches"))
-        symmetries = config.data.symmetries
-        batches = stream.batches(*patches, resident=resident, first_step=first, symmetries=symmetries, **options)
+        batches, val_batches, told = source.begin(key, first, train_source.Placing(split, replicated))
         stack.callback(batches.close)
-        held_out = (val_set or train_set, intensity, keys.stream(key, "held out"))
-        held_out = stream.batches(*held_out, resident=False, symmetries=False, **options)
-        val_batches = list(itertools.islice(held_out, -(-VAL_PATCHES // config.data.batch_size)))
-        held_out.close()
 
         num_params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like.params))
         say(
-            f"{len(train_set.paths)} training and {len(val_set.paths) if val_set else 0} held-out images "
-            f"({train_set.ndim}D, {train_set.dtype}), "
-            f"{'kept on the device' if resident else 'read from disk by background threads'}; "
+            f"{source.summary}; "
             f"{num_params / 1e6:.2f} M parameters; {mesh.size} x {jax.devices()[0].device_kind}"
             + (f" in {jax.process_count()} processes" if jax.process_count() > 1 else "")
         )
         say(f"{'continuing at' if first else 'starting at'} step {first} of {last}; the first step compiles")
         if mesh.size < jax.device_count():
             say(f"note: data.batch_size={config.data.batch_size} does not split over all {jax.device_count()} devices")
-        if val_set is None:
+        if not source.held_out:
             say("note: no image is held out: validation runs on the training images")
 
-        seen = survey.survey(train_set, intensity) if saved is None and lead else None
-        metadata = {
-            "config": config.to_dict(),
-            "intensity": intensity.to_dict(),
-            "spacing_um": train_set.spacing_um,
-            "num_files": len(train_set.paths),
-            "cells": saved["cells"] if saved else seen and dataclasses.asdict(seen),
-        }
+        metadata = {"config": config.to_dict(), **told()}
 
         def validate(state) -> dict:
             rows = jax.device_get([validating.result()(state, batch, key) for batch in val_batches])

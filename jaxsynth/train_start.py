@@ -17,13 +17,14 @@ FIXED = (
     "model",
     "diffusion",
     "distill",
+    "seg",
     "data.normalization",
     "data.patch",
     "data.channel",
     "optim.name",
     "optim.ema_decay",
 )
-FREE = {"model": {"remat", "bfloat16"}}
+FREE = {"model": {"remat", "bfloat16"}, "seg": {"labels", "val_labels", "dataset", "capacity", "checkpoint", "reuse"}}
 # Keys that runs of earlier versions lack, and how those were trained.
 EARLIER = {"diffusion": {"prediction": "noise", "weighting": "none", "snr_cap": 5.0}}
 
@@ -38,6 +39,11 @@ def find_task(name: str):
     if name not in there:
         raise InputError(f"unknown task {name!r}: expected one of {', '.join(there)}")
     return importlib.import_module(f"jaxsynth.tasks.{name}")
+
+
+def find_source(task):
+    """The module that the task's batches come from, see `train_source`."""
+    return importlib.import_module(f"jaxsynth.{getattr(task, 'SOURCE', 'train_source')}")
 
 
 def check_numbers(config) -> None:
@@ -97,16 +103,14 @@ def open_images(config):
     return volumes.subset(whole, range(count - held)), val
 
 
-def saved_metadata(workdir: Path, config) -> dict | None:
-    """The metadata of the run's latest checkpoint, or None for a new run.
+def saved_metadata(workdir: Path) -> dict | None:
+    """The metadata of the run's latest checkpoint, or None for a new run."""
+    return checkpoint.read_metadata(workdir, "latest") if checkpoint.exists(workdir) else None
 
-    Raises:
-      InputError: the run was started with another network, process or normalisation.
-    """
-    if not checkpoint.exists(workdir):
-        return None
-    saved = checkpoint.read_metadata(workdir, "latest")
-    for name in FIXED:
+
+def check_same(workdir: Path, saved: dict | None, config) -> None:
+    """Raises InputError where the run was started with another network, process or normalisation."""
+    for name in FIXED if saved else ():
         old, new = saved["config"], config.to_dict()
         for part in name.split("."):
             old, new = old.get(part), new[part]
@@ -118,4 +122,3 @@ def saved_metadata(workdir: Path, config) -> dict | None:
             old, new = ({key: value[key] for key in value.keys() - FREE[name]} for value in (old, new))
         if json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
             raise InputError(f"{workdir} was trained with {name}={old}, now {new}: restore it or use another --workdir")
-    return saved

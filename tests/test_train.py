@@ -18,7 +18,7 @@ from jaxsynth import checkpoint, train_programs
 from jaxsynth import train as train_command
 from jaxsynth.data import volumes
 from jaxsynth.errors import InputError
-from jaxsynth.train_start import saved_metadata
+from jaxsynth.train_start import check_same, saved_metadata
 
 ROOT = Path(__file__).parent.parent
 SMALL = {
@@ -208,10 +208,12 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     folder.mkdir(parents=True)
     (tmp_path / "checkpoints" / "10" / "state").mkdir()
     (folder / "metadata").write_text(json.dumps({"config": old}))
-    assert saved_metadata(tmp_path, config) == {"config": json.loads(json.dumps(old))}
+    saved = saved_metadata(tmp_path)
+    assert saved == {"config": json.loads(json.dumps(old))}
+    check_same(tmp_path, saved, config)
     config.diffusion.prediction = "v"
     with pytest.raises(InputError, match="diffusion="):
-        saved_metadata(tmp_path, config)
+        check_same(tmp_path, saved, config)
 
 
 @pytest.mark.parametrize(

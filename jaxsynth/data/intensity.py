@@ -116,6 +116,17 @@ def normalise(x, intensity: Intensity):
     return xp.clip((x - low) * (2 / (high - low)) - 1, -1, 1).astype(xp.float32)
 
 
+def in_units(x, intensity: Intensity):
+    """[-1, 1] -> data units, neither rounded nor clipped to the set's range; NumPy or jax, float32 or float64."""
+    xp = jnp if isinstance(x, jax.Array) else np
+    x = (xp.clip(x, -1, 1) + 1) / 2
+    low, high = intensity.low, intensity.high
+    if intensity.method != "asinh":
+        return low + x * (high - low)
+    low, high = np.arcsinh((np.array([low, high]) - intensity.background) / intensity.scale).tolist()
+    return intensity.background + intensity.scale * xp.sinh(low + x * (high - low))
+
+
 def denormalise(x, intensity: Intensity) -> np.ndarray:
     """[-1, 1] -> data units: an array of the data's dtype, rounded where that is an integer.
 
@@ -128,15 +139,8 @@ def denormalise(x, intensity: Intensity) -> np.ndarray:
     x = np.asarray(x, np.float64)
     if not np.isfinite(x).all():
         raise ValueError("the image holds NaN or infinite values")
-    x = (np.clip(x, -1, 1) + 1) / 2
-    low, high = intensity.low, intensity.high
-    if intensity.method == "asinh":
-        low, high = np.arcsinh((np.array([low, high]) - intensity.background) / intensity.scale)
-        x = intensity.background + intensity.scale * np.sinh(low + x * (high - low))
-    else:
-        x = low + x * (high - low)
     dtype = np.dtype(intensity.dtype)
-    x = np.clip(x, intensity.low, intensity.high)
+    x = np.clip(in_units(x, intensity), intensity.low, intensity.high)
     return (np.rint(x) if dtype.kind in "iu" else x).astype(dtype)
 
 

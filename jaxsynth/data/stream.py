@@ -66,18 +66,11 @@ def draw(key: jax.Array, shapes: np.ndarray, patch: tuple[int, ...], batch_size:
     return Draw(index=index, start=start, symmetry=symmetry)
 
 
-def _reflect(index: jax.Array, size: jax.Array) -> jax.Array:
-    """Indices folded back into 0..size-1 at the ends, the edge voxel not repeated (NumPy's `reflect`)."""
-    period = jnp.maximum(2 * (size - 1), 1)
-    folded = jnp.mod(index, period)
-    return jnp.minimum(folded, period - folded) * (size > 1)
-
-
 def _cut(flat: jax.Array, offset: jax.Array, shape: jax.Array, start: jax.Array, patch: tuple[int, ...]) -> jax.Array:
     """A patch of the volume of `shape` that lies in `flat` from `offset` on; [*patch]."""
     address = jnp.zeros(patch, jnp.int32)
     for axis, length in enumerate(patch):
-        along = _reflect(start[axis] + jnp.arange(length), shape[axis])
+        along = augment.reflect(start[axis] + jnp.arange(length), shape[axis])
         address = address * shape[axis] + along.reshape((-1,) + (1,) * (len(patch) - axis - 1))
     return flat[offset + address]
 
