@@ -3,10 +3,11 @@
     python -m jaxsynth.convert CKPT --out DIR
     python -m jaxsynth.convert RUN --out FILE.ckpt
 
-CKPT is a PyTorch Lightning checkpoint (or a bare state dict) of the published diffusion denoiser, 2D or 3D; DIR becomes
-a run that jaxsynth.sample and jaxsynth.tune take. Such a file does not tell what images the network was trained on:
---images FOLDER measures their range, type and voxel size, in files of several channels those of --channel. No code that
-the file may hold is run.
+CKPT is a PyTorch Lightning checkpoint (or a bare state dict) of the published diffusion denoiser or of the published
+segmentation network, 2D or 3D; DIR becomes a run that jaxsynth.sample and jaxsynth.tune, or jaxsynth.segment, take.
+Such a file does not tell what images the network was trained on: --images FOLDER measures their range, type and voxel
+size, in files of several channels those of --channel. A segmentation network needs of these at most the voxel size. No
+code that the file may hold is run.
 
 RUN is a training run or one of its checkpoints; FILE holds the averaged weights under the published names, for
 torch.load, and all else that jaxsynth needs to take it back.
@@ -28,7 +29,9 @@ SUFFIXES = (".ckpt", ".pt", ".pth")
 WRAPPERS = ("module", "_orig_mod")  # parts of a name that distributed training and compilation add
 OURS = "jaxsynth"  # entry of a file written here: the checkpoint's metadata as JSON
 PATCHES = {2: (256, 256), 3: (32, 128, 128)}
-# How the published networks were trained; keys as in configs/common.py.
+FLOW_CONFIG = Path(__file__).parent.parent / "configs" / "flowseg.py"
+FLOW_PATCHES = {2: (256, 256), 3: (64, 128, 128)}
+# How the published denoisers were trained; keys as in configs/common.py.
 CONFIG = {
     "task": "ddpm",
     "seed": 0,
@@ -77,7 +80,7 @@ def _main() -> None:
     parser.add_argument("--channel", type=int, help="channel of the images, for --images and later (CKPT only)")
     parser.add_argument("--dataset", help="data set inside HDF5 files, likewise (default: data/image)")
     parser.add_argument("--norm", help="instance or none, which CKPT does not tell (default: instance)")
-    parser.add_argument("--schedule", help="cosine, linear, quadratic or sigmoid, likewise (default: cosine)")
+    parser.add_argument("--schedule", help="cosine, linear, quadratic or sigmoid, likewise (denoiser only)")
     parser.add_argument("--step", help="which checkpoint of RUN: best, latest or a step (default: best)")
     args = parser.parse_args()
     to_torch = Path(args.source).is_dir()
@@ -103,7 +106,7 @@ def read_torch(args: argparse.Namespace) -> None:
     from jaxsynth.data import torch_files
     from jaxsynth.nn import published
     from jaxsynth.records import TrainState
-    from jaxsynth.tasks import ddpm
+    from jaxsynth.tasks import ddpm, flowseg
 
     out, source = Path(args.out), Path(args.source)
     if out.exists() and not out.is_dir():
@@ -116,12 +119,15 @@ def read_torch(args: argparse.Namespace) -> None:
         network = published.describe(state)
     metadata = _metadata(source, content, network, args)
     config = metadata["config"]
+    if (config.get("task") == "flowseg") != (network.task == "flowseg"):
+        raise InputError(f"{source}: its entry {OURS!r} is of task {config.get('task')!r}, its weights are of another")
+    task = flowseg if network.task == "flowseg" else ddpm
     try:
-        parts = ddpm.build(ConfigDict(config))
+        parts = task.build(ConfigDict(config))
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{source}: its entry {OURS!r} holds no usable configuration ({error})") from error
     shape = (1, *(8,) * network.rank, 1)
-    like = jax.eval_shape(lambda key: ddpm.init(parts, key, shape).params, keys.root(0))
+    like = jax.eval_shape(lambda key: task.init(parts, key, shape).params, keys.root(0))
     with _naming(source):
         params = jax.device_put(published.to_params(state, like))
 
@@ -135,11 +141,12 @@ def read_torch(args: argparse.Namespace) -> None:
     manager.wait_until_finished()
     manager.close()
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    what = "denoiser" if task is ddpm else "segmentation network"
     print(
-        f"{network.rank}D denoiser, {network.features} features, norm {config['model']['norm']}, "
+        f"{network.rank}D {what}, {network.features} features, norm {config['model']['norm']}, "
         f"{count / 1e6:.2f} M parameters, step {step}"
     )
-    if not args.images and OURS not in content:
+    if task is ddpm and not args.images and OURS not in content:
         print("note: without --images generated images are float32 in [0, 1]")
     print(f"done: {out}")
 
@@ -150,25 +157,29 @@ def write_torch(args: argparse.Namespace) -> None:
     Raises:
       InputError: no run, or another suffix.
     """
-    from jaxsynth import trained
+    from jaxsynth import checkpoint, segmenter, trained
     from jaxsynth.data import torch_files
     from jaxsynth.nn import published
 
     out = Path(args.out)
     if out.suffix not in SUFFIXES or out.is_dir():
         raise InputError(f"--out {out}: expected a file that ends in {', '.join(SUFFIXES)}")
-    model = trained.open_trained(args.source, args.step or "best")
+    saved = checkpoint.find(args.source, args.step or "best")
+    segments = checkpoint.read_metadata(saved)["config"]["task"] == "flowseg"
+    model = (segmenter.open_segmenter if segments else trained.open_trained)(saved)
     state = {f"network.{name}": array for name, array in published.from_params(model.params).items()}
     # A checkpoint that was renamed tells no step.
     step = int(model.folder.name) if model.folder.name.isdecimal() else 0
     content = {"state_dict": state, "global_step": step, OURS: json.dumps(model.metadata)}
     out.parent.mkdir(parents=True, exist_ok=True)
     torch_files.write(out, content)
-    for what, here, there in (
-        ("norm", model.config.model.norm, ("instance", "none")),
-        ("prediction", model.parts.prediction, ("noise",)),
-        ("normalization", model.intensity.method, ("minmax_shifted",)),
-    ):
+    compared = [("norm", model.config.model.norm, ("instance", "none"))]
+    if segments:
+        compared.append(("target", model.parts.target, ("centroid",)))
+    else:
+        compared.append(("prediction", model.parts.prediction, ("noise",)))
+        compared.append(("normalization", model.intensity.method, ("minmax_shifted",)))
+    for what, here, there in compared:
         if here not in there:
             print(f"note: {what} {here}; the published programs know {' and '.join(there)} only")
     print(f"done: {len(state)} tensors in {out}")
@@ -202,6 +213,9 @@ def _metadata(source: Path, content: dict, network, args) -> dict:
     if OURS in content:
         metadata = _ours(source, content[OURS])
         config = metadata["config"]
+    elif network.task == "flowseg":
+        config = _flow_config(source, content, network)
+        metadata = {"config": config, "intensity": None, "spacing_um": None, "num_files": 0, "cells": None}
     else:
         config = copy.deepcopy(CONFIG)
         config["data"]["patch"] = PATCHES[network.rank]
@@ -213,6 +227,8 @@ def _metadata(source: Path, content: dict, network, args) -> dict:
     if args.norm:
         config["model"]["norm"] = args.norm
     if args.schedule:
+        if network.task == "flowseg":
+            raise InputError("--schedule does not go with a segmentation network")
         config["diffusion"]["schedule"] = args.schedule
     data = config["data"]
     if args.channel is not None:
@@ -224,15 +240,27 @@ def _metadata(source: Path, content: dict, network, args) -> dict:
         images = volumes.open_set(args.images, channel=None if channel < 0 else channel, dataset=data.get("dataset"))
         if images.ndim != network.rank:
             raise InputError(f"--images {args.images}: images are {images.ndim}D, the network is {network.rank}D")
-        intensity = intensities.fit(lambda: volumes.each(images), data["normalization"])
-        seen = survey.survey(images, intensity)
-        metadata |= {
-            "intensity": intensity.to_dict(),
-            "spacing_um": images.spacing_um,
-            "num_files": len(images.paths),
-            "cells": seen and dataclasses.asdict(seen),
-        }
+        metadata |= {"spacing_um": images.spacing_um, "num_files": len(images.paths)}
+        if network.task == "ddpm":  # the other scales every image by itself
+            intensity = intensities.fit(lambda: volumes.each(images), data["normalization"])
+            seen = survey.survey(images, intensity)
+            metadata |= {"intensity": intensity.to_dict(), "cells": seen and dataclasses.asdict(seen)}
     return metadata
+
+
+def _flow_config(source: Path, content: dict, network) -> dict:
+    """How the published segmentation networks were trained."""
+    told = content.get("hyper_parameters")
+    told = told if isinstance(told, dict) else {}  # a record of a class of its own is not read
+    if told.get("out_activation", "tanh") != "tanh":
+        raise InputError(f"{source}: its out_activation is {told['out_activation']!r}, expected 'tanh'")
+    config = cli.read_config(str(FLOW_CONFIG), []).to_dict()
+    config["data"] |= {"normalization": "percentile", "patch": FLOW_PATCHES[network.rank], "batch_size": 1}
+    norm = network.norm or told.get("norm_method", "instance")
+    config["model"] |= {"features": network.features, "norm": norm}
+    config["seg"] |= {"target": "centroid", "scale": (1.0,) * network.rank, "diameter_vox": 0.0}
+    config["optim"] |= {"name": "radam", "learning_rate": 1e-3, "weight_decay": 0.0, "warmup_steps": 0}
+    return config
 
 
 def _ours(source: Path, text) -> dict:

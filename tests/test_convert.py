@@ -11,19 +11,29 @@ from ml_collections import ConfigDict
 from skimage import io
 
 from configs import common
-from jaxsynth import checkpoint, convert, trained, tune_pairs
+from jaxsynth import checkpoint, convert, segmenter, trained, tune_pairs
 from jaxsynth.data import torch_files, volumes
 from jaxsynth.errors import InputError
 from jaxsynth.nn import published
+from jaxsynth.nn.flownet import FlowNet
 from jaxsynth.nn.unet import UNet
 
 
 def state_of(rank=2, in_channels=2, norm="instance", features=2, out_channels=1):
     """A network's weights under the published names, with the prefix."""
     net = UNet(features=features, norm=norm, out_channels=out_channels)
-    x, t = np.zeros((1, *(8,) * rank, in_channels), np.float32), np.zeros(1, np.int32)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), x, t)["params"]
-    rng = np.random.default_rng(rank)
+    return _drawn(net, np.zeros((1, *(8,) * rank, in_channels), np.float32), np.zeros(1, np.int32))
+
+
+def flow_state_of(rank=2, norm="instance", features=2, **options):
+    """The same of the segmentation network."""
+    net = FlowNet(features=features, norm=norm, **options)
+    return _drawn(net, np.zeros((1, *(8,) * rank, 1), np.float32))
+
+
+def _drawn(net, *inputs):
+    shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+    rng = np.random.default_rng(inputs[0].ndim)
     params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
     return {f"network.{name}": array for name, array in published.from_params(params).items()}
 
@@ -50,6 +60,63 @@ def test_names_and_shapes_are_the_published():
     assert state["network.out.6.weight"].shape == (1, 16, 1, 1, 1)
     # A convolution or linear layer has two arrays, a PReLU one: c1 to c7 and out, out's last, d and u, t1 to t7.
     assert len(state) == 8 * 6 + 2 + 6 * 3 + 7 * 5
+
+
+def test_names_and_shapes_of_the_segmentation_network_are_the_published():
+    state = flow_state_of(3, features=16)
+    assert state["network.c1.0.weight"].shape == (8, 1, 3, 3, 3)
+    assert state["network.c1.2.weight"].shape == (16, 8, 3, 3, 3)  # no norm in c1, so no number for it
+    assert state["network.c2.3.weight"].shape == (32, 16, 3, 3, 3)
+    assert state["network.u1.0.weight"].shape == (128, 128, 3, 3, 3)
+    assert state["network.u2.3.bias"].shape == (64,)
+    assert state["network.c5.0.weight"].shape == (64, 192, 3, 3, 3)
+    assert state["network.out.6.weight"].shape == (4, 16, 1, 1, 1)
+    assert len(state) == 7 * 4 + 3 * 2 + 3 * 4 + 6  # two arrays for every convolution, and no other
+
+
+def test_kernels_of_a_doubling_have_their_inputs_first():
+    """As PyTorch keeps those of transposed convolutions; all are square here, so shapes would not tell."""
+    kernel = np.arange(9 * 4 * 4, dtype=np.float32).reshape(3, 3, 4, 4)
+    params = {"u3": {"transposed_0": {"kernel": kernel}, "conv_3": {"kernel": kernel}}}
+    state = published.from_params(params)
+    np.testing.assert_array_equal(state["u3.0.weight"][1, 2], kernel[:, :, 1, 2])
+    np.testing.assert_array_equal(state["u3.3.weight"][1, 2], kernel[:, :, 2, 1])
+    back = published.to_params(state, params)
+    for layer, arrays in params["u3"].items():
+        np.testing.assert_array_equal(back["u3"][layer]["kernel"], arrays["kernel"])
+
+
+@pytest.mark.parametrize("rank, norm, told", [(2, "group", {}), (3, "none", {"norm_method": "none"})])
+def test_a_segmentation_network_there_and_back(tmp_path, monkeypatch, capsys, rank, norm, told):
+    state = flow_state_of(rank, norm)
+    content = {"state_dict": state, "global_step": 70, "hyper_parameters": {"out_activation": "tanh"} | told}
+    torch_files.write(tmp_path / "a.ckpt", content)
+    run(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run")
+    assert f"{rank}D segmentation network" in capsys.readouterr().out
+    model = segmenter.open_segmenter(tmp_path / "run")
+    assert (model.folder.name, model.ndim, model.parts.target) == ("70", rank, "centroid")
+    assert (model.parts.net.features, model.parts.net.norm, model.config.data.normalization) == (2, norm, "percentile")
+    assert segmenter.scale_for(model) == (1.0,) * rank
+    image = np.random.default_rng(0).normal(size=(1, *(16,) * rank, 1)).astype(np.float32)
+    ours = jax.jit(model.parts.net.apply)({"params": model.params}, image)
+    assert ours.shape == (*image.shape[:-1], 1 + rank)
+
+    run(monkeypatch, tmp_path / "run", "--out", tmp_path / "b.pt")
+    assert ("norm group" in capsys.readouterr().out) == (norm == "group")
+    back = torch_files.read(tmp_path / "b.pt")
+    assert back["global_step"] == 70 and back["state_dict"].keys() == state.keys()
+    for name, array in state.items():
+        np.testing.assert_array_equal(back["state_dict"][name], array)
+    run(monkeypatch, tmp_path / "b.pt", "--out", tmp_path / "again")
+    assert checkpoint.read_metadata(tmp_path / "again") == model.metadata
+
+
+def test_images_tell_a_segmentation_network_the_voxel_size(tmp_path, monkeypatch):
+    volumes.write(tmp_path / "a.tif", np.arange(256, dtype=np.uint8).reshape(16, 16), spacing_um=(0.5, 0.5))
+    torch_files.write(tmp_path / "a.ckpt", flow_state_of())
+    run(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--images", tmp_path / "a.tif")
+    metadata = checkpoint.read_metadata(tmp_path / "run")
+    assert (metadata["spacing_um"], metadata["num_files"], metadata["intensity"]) == ([0.5, 0.5], 1, None)
 
 
 @pytest.mark.parametrize("rank, in_channels, norm", [(2, 2, "instance"), (3, 1, "group")])
@@ -193,6 +260,14 @@ def zeros(*shape):
         (changed(c1__1__weight=np.zeros(1, np.int64)), "c1.1.weight is int64"),
         (state_of(out_channels=3), "out.6.bias is float32 (3,), expected float32 (1,)"),
         (state_of() | {convert.OURS: "{}"}, "damaged"),
+        (flow_state_of() | {"network.c2.1.running_mean": zeros(2)}, "batch norm"),
+        (flow_state_of() | {"network.c1.0.weight": zeros(1, 2, 3, 3)}, "2 input channels, expected 1"),
+        (flow_state_of(out_channels=1), "not the published segmentation network: out.6.bias is float32 (1,)"),
+        (flow_state_of() | {"network.c9.0.weight": zeros(1)}, "unexpected c9.0.weight"),
+        (
+            {"state_dict": flow_state_of(), "hyper_parameters": {"out_activation": "sigmoid"}},
+            "out_activation is 'sigmoid', expected 'tanh'",
+        ),
         (state_of() | {convert.OURS: json.dumps({"config": {}})}, "damaged"),
     ],
 )
@@ -209,6 +284,9 @@ def test_arguments_that_make_no_sense(tmp_path, monkeypatch):
     assert "is a file" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "a.ckpt")
     assert "norm" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--norm", "batch")
     assert "nosuch" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--schedule", "nosuch")
+    torch_files.write(tmp_path / "a.ckpt", flow_state_of())
+    assert "--schedule" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--schedule", "linear")
+    torch_files.write(tmp_path / "a.ckpt", state_of())
     assert "--step" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--step", "3")
     assert "--channel" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--channel", "-1")
     assert "no checkpoint" in fails(monkeypatch, tmp_path, "--out", tmp_path / "b.pt")
@@ -219,6 +297,14 @@ def test_arguments_that_make_no_sense(tmp_path, monkeypatch):
 
     run(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run")
     assert "holds a run already" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run")
+
+
+def test_weights_and_what_is_told_of_them_must_be_of_one_network(tmp_path, monkeypatch):
+    torch_files.write(tmp_path / "a.ckpt", state_of())
+    run(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run")
+    told = json.dumps(checkpoint.read_metadata(tmp_path / "run"))
+    torch_files.write(tmp_path / "b.ckpt", {"state_dict": flow_state_of(), convert.OURS: told})
+    assert "its weights are of another" in fails(monkeypatch, tmp_path / "b.ckpt", "--out", tmp_path / "no")
 
 
 def test_every_key_is_one_of_the_configuration():

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxsynth.errors import InputError
-from jaxsynth.nn.conv import down_conv, on_cpu, pixel_shuffle, same_conv
+from jaxsynth.nn.conv import down_conv, on_cpu, pixel_shuffle, same_conv, up_conv
 
 NORMS = ("instance", "group", "none")
 EPSILON = 1e-5  # under the root of every norm, as in PyTorch
 GROUP_CHANNELS = 16  # channels per group of the group norm
+LEAK = 0.2  # slope of LeakyReLU below 0
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 small_normal = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
@@ -54,6 +55,23 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,), jnp.float32)
         convolve = down_conv if self.down else same_conv
         return convolve(x.astype(self.dtype), kernel, self.direct) + bias.astype(self.dtype)
+
+
+class TransposedConv(nn.Module):
+    """Transposed convolution of size 3 with bias, see `conv.up_conv`: [B, *S, C_in] -> [B, *2S, C_out]."""
+
+    channels: int
+    dtype: jnp.dtype = jnp.float32
+    direct: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        rank = x.ndim - 2
+        # Of 3**D taps, an output voxel has (3 / 2)**D on average.
+        init = nn.initializers.variance_scaling(2.0 * 2**rank, "fan_in", "truncated_normal")
+        kernel = self.param("kernel", init, (*(3,) * rank, x.shape[-1], self.channels), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,), jnp.float32)
+        return up_conv(x.astype(self.dtype), kernel.astype(self.dtype), self.direct) + bias.astype(self.dtype)
 
 
 class PReLU(nn.Module):
@@ -173,6 +191,43 @@ class UpStage(nn.Module):
         x = Conv(self.channels, 1, False, self.dtype, name="conv_0")(x)
         x = PReLU(name="prelu_1")(x)
         return pixel_shuffle(Norm(self.norm, name="norm_2")(x))
+
+
+class LeakyStage(nn.Module):
+    """Convolutions, each followed by norm and LeakyReLU: [B, *S, C_in] -> [B, *S, channels[-1]].
+
+    `size`, `down`, `head` and the indices in the parameters' names are as in `ConvStage`. With `up` a transposed
+    convolution, which doubles S, takes the first one's place. A `norm` of None is no norm, also in the counting of
+    layers; one of "none" keeps its number. A `head` of None is one of 1 + D channels: a scalar and a vector.
+    """
+
+    channels: Sequence[int]
+    norm: str | None
+    size: int = 3
+    down: bool = False
+    up: bool = False
+    head: int | None = 0
+    dtype: jnp.dtype = jnp.float32
+    direct: bool = False
+
+    @nn.compact
+    def __call__(self, *inputs: jax.Array) -> jax.Array:
+        each = 2 if self.norm is None else 3
+        for layer, channels in enumerate(self.channels):
+            index = each * layer
+            if self.up and layer == 0:
+                x = TransposedConv(channels, self.dtype, self.direct, name=f"transposed_{index}")(*inputs)
+            else:
+                x = Conv(channels, self.size, self.down, self.dtype, self.direct, name=f"conv_{index}")(*inputs)
+            if self.norm is not None:
+                x = Norm(self.norm, name=f"norm_{index + 1}")(x)
+            x = jnp.where(x > 0, x, LEAK * x)
+            inputs = (x,)
+        head = x.ndim - 1 if self.head is None else self.head
+        if head:
+            last = each * len(self.channels)
+            x = Conv(head, 1, False, self.dtype, kernel_init=small_normal, name=f"conv_{last}")(x)
+        return x
 
 
 class TimeStage(nn.Module):

@@ -1,10 +1,11 @@
-"""Convolutions of the two kinds the networks need, for any number of space axes.
+"""Convolutions of the three kinds the networks need, for any number of space axes.
 
 `x` is [B, *S, C_in], `kernel` is [*(k,) * D, C_in, C_out], whatever form the computation takes.
 
 The forms are chosen by time, see docs/performance.md. XLA's stride-2 convolutions have slow gradients in 3D, so halving
 is written as a stride-1 convolution of size 2 on 2 x 2 (x 2) cells. On CPU, where 3D convolutions are several times
 slower than 2D ones and arithmetic is what takes the time, size 3 goes to Winograd's algorithm on 2D slabs.
+Doubling, which as a transposed convolution is slower still, is one of size 2 too.
 """
 
 import itertools
@@ -43,6 +44,26 @@ def down_conv(x: jax.Array, kernel: jax.Array, direct: bool = False) -> jax.Arra
     return _sum_over_shifts(cells, kernel) if on_cpu() and not direct else _convolve(cells, kernel, "VALID")
 
 
+def up_conv(x: jax.Array, kernel: jax.Array, direct: bool = False) -> jax.Array:
+    """Transposed convolution of size 3, stride 2, with zeros outside: [B, *S, C_in] -> [B, *2S, C_out].
+
+    Along an axis y[2 i] = k[1] x[i] and y[2 i + 1] = k[2] x[i] + k[0] x[i + 1]: PyTorch's with padding and output
+    padding 1, and its order of taps. `direct` as in `same_conv`.
+    """
+    rank = x.ndim - 2
+    if on_cpu() and not direct:
+        return _place_by_place(x, kernel)
+    for axis in range(rank):
+        first, middle, last = (lax.index_in_dim(kernel, tap, 2 * axis, keepdims=False) for tap in range(3))
+        even, odd = jnp.stack([middle, jnp.zeros_like(middle)], 2 * axis), jnp.stack([last, first], 2 * axis)
+        kernel = jnp.stack([even, odd], 2 * axis + 1)
+    # Now [2, 2, 2, 2(, 2, 2), C_in, C_out], in turns the taps of an axis and the places that they are for, which go to
+    # the channels.
+    order = (*range(0, 2 * rank, 2), 2 * rank, 2 * rank + 1, *range(1, 2 * rank, 2))
+    kernel = kernel.transpose(order).reshape(*(2,) * rank, x.shape[-1], -1)
+    return pixel_shuffle(_convolve(x, kernel, [(0, 1)] * rank))
+
+
 def pixel_shuffle(x: jax.Array) -> jax.Array:
     """Trade channels for resolution: [B, *S, C * 2**D] -> [B, *2S, C].
 
@@ -63,7 +84,7 @@ def on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, padding: str) -> jax.Array:
+def _convolve(x: jax.Array, kernel: jax.Array, padding: str | list) -> jax.Array:
     space = "ZYX"[-(x.ndim - 2) :]
     numbers = (f"N{space}C", f"{space}IO", f"N{space}C")
     return lax.conv_general_dilated(x, kernel, (1,) * len(space), padding, dimension_numbers=numbers)
@@ -82,6 +103,34 @@ def _sum_over_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
         window = [slice(None), *(slice(i, i + size) for i, size in zip(corner, space, strict=True))]
         total = total + products[(*window, slice(tap * features, (tap + 1) * features))]
     return total.astype(x.dtype)
+
+
+def _place_by_place(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`up_conv` as a convolution for each place of an output cell, of the taps that it has.
+
+    In 3D they are 2D ones: the planes that an odd plane is made of are put side by side as channels.
+    """
+    if x.ndim == 5:
+        ahead = jnp.pad(x[:, 1:], [(0, 0), (0, 1), *[(0, 0)] * 3])
+        odd = _each_plane(jnp.concatenate([x, ahead], -1), jnp.concatenate([kernel[2], kernel[0]], -2))
+        return _interleave(_each_plane(x, kernel[1]), odd, 1)
+    rows = []
+    for along_y in (kernel[1:2], kernel[2::-2]):
+        even, odd = (
+            _convolve(x, taps, [(0, n - 1) for n in taps.shape[:2]]) for taps in (along_y[:, 1:2], along_y[:, 2::-2])
+        )
+        rows.append(_interleave(even, odd, 2))
+    return _interleave(*rows, 1)
+
+
+def _each_plane(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    y = _place_by_place(x.reshape(-1, *x.shape[2:]), kernel)
+    return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+def _interleave(even: jax.Array, odd: jax.Array, axis: int) -> jax.Array:
+    both = jnp.stack([even, odd], axis + 1)
+    return both.reshape(*both.shape[:axis], -1, *both.shape[axis + 2 :])
 
 
 def _cells(x: jax.Array, first: int) -> jax.Array:

@@ -5,6 +5,7 @@ fully-annotated microscopy image datasets" (2024), whose published weights it ta
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +46,8 @@ class UNet(nn.Module):
 
     def setup(self):
         check_norm(self.norm)
+        check_features(self.features)
         f = self.features
-        if f < 2 or f % 2:
-            raise InputError(f"features: expected an even number of 2 or more, got {f}")
         conv_stage = functools.partial(nn.remat(ConvStage) if self.remat else ConvStage, direct=self.direct)
         up_stage = nn.remat(UpStage) if self.remat else UpStage
         blocks = [(f // 2, f), (f, 2 * f), (2 * f, 4 * f), (4 * f, 8 * f), (8 * f, 8 * f), (8 * f, 8 * f), (f, f)]
@@ -61,13 +61,13 @@ class UNet(nn.Module):
 
     def __call__(self, x: jax.Array, t: jax.Array) -> jax.Array:
         _check_inputs(x, t)
-        c1, c2 = self._fine(_pad_to_multiple(x), t)
+        c1, c2 = self._fine(pad_to_multiple(x), t)
         return self._head(c1, c2, self.deepen(self.d2(c2), t), t, x.shape)
 
     def shrink(self, x: jax.Array, t: jax.Array) -> jax.Array:
         """The way down to a quarter of the resolution: [B, *S, C] -> [B, *S/4, 2 features], S rounded up to 8s."""
         _check_inputs(x, t)
-        return self.d2(self._fine(_pad_to_multiple(x), t)[1])
+        return self.d2(self._fine(pad_to_multiple(x), t)[1])
 
     def deepen(self, h: jax.Array, t: jax.Array) -> jax.Array:
         """The coarse levels: what `shrink` returned -> [B, *S/4, 8 features]."""
@@ -77,7 +77,7 @@ class UNet(nn.Module):
     def grow(self, x: jax.Array, deep: jax.Array, t: jax.Array) -> jax.Array:
         """The way back up: x as in `shrink` and what `deepen` returned -> float32 [B, *S, out_channels]."""
         _check_inputs(x, t)
-        return self._head(*self._fine(_pad_to_multiple(x), t), deep, t, x.shape)
+        return self._head(*self._fine(pad_to_multiple(x), t), deep, t, x.shape)
 
     def _fine(self, x, t):
         c1 = self._block(1, t, x)
@@ -93,14 +93,25 @@ class UNet(nn.Module):
         return getattr(self, f"c{level}")(*inputs) + jnp.expand_dims(time, tuple(range(1, inputs[0].ndim - 1)))
 
 
-def _check_inputs(x: jax.Array, t: jax.Array) -> None:
+def check_images(x: jax.Array) -> None:
+    """Raise InputError unless `x` has the axes of a batch of images with channels, 2D or 3D."""
     if x.ndim not in (4, 5):
         raise InputError(f"x: expected [B, Y, X, C] or [B, Z, Y, X, C], got shape {x.shape}")
+
+
+def check_features(features: int) -> None:
+    """Raise InputError unless `features` can be halved."""
+    if features < 2 or features % 2:
+        raise InputError(f"features: expected an even number of 2 or more, got {features}")
+
+
+def _check_inputs(x: jax.Array, t: jax.Array) -> None:
+    check_images(x)
     if t.shape != x.shape[:1]:
         raise InputError(f"t: expected one step per image, shape {x.shape[:1]}, got shape {t.shape}")
 
 
-def _pad_to_multiple(x: jax.Array) -> jax.Array:
+def pad_to_multiple(x: jax.Array) -> jax.Array:
     """Extend space axes to multiples of 8 on the far side by reflection, which keeps the grain of noise."""
     extra = [-size % MULTIPLE for size in x.shape[1:-1]]
     if not any(extra):
@@ -109,7 +120,10 @@ def _pad_to_multiple(x: jax.Array) -> jax.Array:
 
 
 # What an interval of a stage's output sees of its input, along one axis: blocks are two convolutions of size 3,
-# halvings one of size 4 with stride 2, shuffles double the resolution.
+# halvings one of size 4 with stride 2. How the resolution is doubled is what networks of this shape differ in: `up`.
+Window = Callable[[int, int], tuple[int, int]]
+
+
 def _block(low: int, high: int) -> tuple[int, int]:
     return low - 2, high + 2
 
@@ -118,18 +132,25 @@ def _down(low: int, high: int) -> tuple[int, int]:
     return 2 * low - 1, 2 * high + 2
 
 
-def _up(low: int, high: int) -> tuple[int, int]:
+def shuffled(low: int, high: int) -> tuple[int, int]:
+    """The voxels that those from `low` to `high` see through a pixel shuffle."""
     return low // 2, high // 2
 
 
 # From the output to the input; where paths join, the one that reaches farthest.
 _FINE = (_block, _down, _block)  # c2, d1, c1
 _SHRINK = (_down, *_FINE)
-_DEEPEN = (_block, _up, _block, _down, _block)  # c5, u1, c4, d3, c3
-_HEAD = (_block, _block, _up, _block)  # out, c7, u3, c6
 
 
-def _input_window(layers, p: int) -> tuple[int, int]:
+def _deepen(up: Window) -> Sequence[Window]:
+    return (_block, up, _block, _down, _block)  # c5, u1, c4, d3, c3
+
+
+def _head(up: Window) -> Sequence[Window]:
+    return (_block, _block, up, _block)  # out, c7, u3, c6
+
+
+def _input_window(layers: Sequence[Window], p: int) -> tuple[int, int]:
     """First and last input voxel along one axis that output voxel `p` sees, far from the border."""
     window = p, p
     for layer in layers:
@@ -137,32 +158,34 @@ def _input_window(layers, p: int) -> tuple[int, int]:
     return window
 
 
-def receptive_field() -> int:
+def receptive_field(up: Window = shuffled) -> int:
     """Radius in voxels, per axis: an output voxel sees input voxels at most this far away.
 
     Holds for `group` and `none`; with `instance` every voxel sees the whole image. Where a voxel lies on the
     grid of the halvings shifts its window; this is the largest reach over all places and both sides.
     """
-    windows = [(p, *_input_window((*_HEAD, _up, *_DEEPEN, *_SHRINK), p)) for p in range(MULTIPLE)]
+    layers = (*_head(up), up, *_deepen(up), *_SHRINK)
+    windows = [(p, *_input_window(layers, p)) for p in range(MULTIPLE)]
     return max(max(p - low, high - p) for p, low, high in windows)
 
 
-def margin() -> int:
+def margin(up: Window = shuffled) -> int:
     """Voxels at an inner end of a tile in which `shrink` or `grow`, given the tile alone, differ from the whole.
 
     A multiple of 8. Holds for `group` and `none`, for tiles that begin and end on multiples of 8, and a `deep` that
     is exact all over the tile.
     """
-    spoilt = max(FACTOR * _spoilt(_SHRINK), _spoilt((*_HEAD, *_FINE)))
+    # The way through `deep` is short, but where `up` looks ahead it passes the tile's end.
+    spoilt = max(FACTOR * _spoilt(_SHRINK), _spoilt((*_head(up), *_FINE)), _spoilt((*_head(up), up)))
     return -(-spoilt // MULTIPLE) * MULTIPLE
 
 
-def deep_margin() -> int:
+def deep_margin(up: Window = shuffled) -> int:
     """The same for `deepen`, in coarse voxels, for tiles that begin and end on multiples of 2 of these."""
-    return -(-_spoilt(_DEEPEN) // 2) * 2
+    return -(-_spoilt(_deepen(up)) // 2) * 2
 
 
-def _spoilt(layers) -> int:
+def _spoilt(layers: Sequence[Window]) -> int:
     """Output voxels at an end of a tile that see beyond it; the worse of the two ends."""
     far = 8 * MULTIPLE
     before = [p + 1 for p in range(far) if _input_window(layers, p)[0] < 0]
@@ -173,11 +196,18 @@ def _spoilt(layers) -> int:
 def operations(rank: int, features: int, in_channels: int = 1, out_channels: int = 1) -> tuple[float, float, float]:
     """Multiply-adds of `shrink`, `deepen` and the whole network per voxel, convolutions only."""
     f, cell = features, 2**rank
-    three, four, up = 3**rank, 4**rank, 8 * f / cell  # taps of the convolutions, channels after a shuffle
-    fine = three * (in_channels * f / 2 + f * f / 2) + (four * f * f + three * 3 * f * f) / cell
-    shrink = fine + four * 4 * f * f / cell**2
-    deepen = three * (12 * f * f + (up + 12 * f) * 8 * f) / cell**2
-    deepen += (four * 16 + three * 48 + 64) * f * f / cell**3
+    three, up = 3**rank, 8 * f / cell  # taps of a convolution, channels after a shuffle
+    shrink, bottom = down_operations(rank, f, in_channels)
+    deepen = bottom + three * (up + 12 * f) * 8 * f / cell**2 + 64 * f * f / cell**3
     head = 64 * f * f / cell**2 + (three * (up + 10 * f) * 8 * f + 64 * f * f) / cell
     head += three * (up + 4 * f) * f + f * out_channels
     return shrink, deepen, shrink + deepen + head
+
+
+def down_operations(rank: int, features: int, in_channels: int) -> tuple[float, float]:
+    """The same of `shrink` and of what follows until the bottom: c3, d3, c4."""
+    f, cell = features, 2**rank
+    three, four = 3**rank, 4**rank
+    fine = three * (in_channels * f / 2 + f * f / 2) + (four * f * f + three * 3 * f * f) / cell
+    shrink = fine + four * 4 * f * f / cell**2
+    return shrink, three * 12 * f * f / cell**2 + (four * 16 + three * 48) * f * f / cell**3
