@@ -57,8 +57,9 @@ def get_config() -> ConfigDict:
     c.seg.zoom = 0.25  # size, as a factor
     c.seg.anisotropy = 0.1  # size along one axis
     c.seg.rotation = True  # any angle in the plane
-    c.seg.brightness = 0.2  # gain and offset
+    c.seg.contrast = 1.0  # gain, as a factor
     c.seg.gamma = 0.3  # exponent, as a factor
+    c.seg.offset = 0.1
     c.seg.blur_vox = 1.0
     c.seg.noise = 0.15
     # Training without files: cells of a recipe are simulated and rendered where the network trains.

@@ -67,7 +67,7 @@ def _add_predict(parser) -> None:
     parser.add_argument("--dataset", help="data set inside HDF5 files (default: data/image)")
     parser.add_argument("--num", type=int, help="the first so many images only")
     parser.add_argument("--diameter", type=float, metavar="VOXELS",
-                        help="of the cells in the plane (default: that of the training, by voxel size where known)")  # fmt: skip
+                        help="of the cells in the plane (default: as in the training)")  # fmt: skip
     parser.add_argument("--foreground", type=float, default=0.5, help="least foreground of a cell's voxels, 0..1 "
                         "(default: 0.5)")  # fmt: skip
     parser.add_argument("--flow_error", type=float, help="drop cells whose shape and flows differ by more "

@@ -58,8 +58,8 @@ def _from_files(config) -> Source:
     if extent is None:
         raise InputError(f"{config.seg.labels}: no image has a cell")
     _fill_in(config, opened.ndim, extent)
-    train_set = pairs.prepare(opened, labels, config.seg.scale)
-    held_out = pairs.prepare(held_set, held_labels, config.seg.scale) if held_labels else train_set
+    train_set = pairs.prepare(opened, labels, config.seg.scale, data.normalization)
+    held_out = pairs.prepare(held_set, held_labels, config.seg.scale, data.normalization) if held_labels else train_set
     config.seg.capacity = config.seg.capacity or max(train_set.most_cells, held_out.most_cells)
     limit = data.device_limit_gib * 2**30
     if train_set.num_bytes > limit:
@@ -124,7 +124,8 @@ def _from_recipe(config) -> Source:
     @jax.jit
     def finish(images, labels):
         def one(image, own):
-            image = pairs.scaled(intensities.in_units(image, model.intensity) if model else image)
+            image = intensities.in_units(image, model.intensity) if model else image
+            image = pairs.scaled(image, data.normalization)
             image = jax.image.resize(image, small, "linear", antialias=True) if small != plan.shape else image
             return image, own[jnp.ix_(*small_labels)]
 
@@ -207,6 +208,9 @@ def _last_of_each_folder(opened: volumes.VolumeSet, fraction: float) -> list[int
 def _fill_in(config, ndim: int, extent) -> None:
     """Sets data.patch and seg.scale where they are open, and checks both."""
     data, seg = config.data, config.seg
+    if data.normalization not in pairs.PERCENTILES:
+        told = ", ".join(pairs.PERCENTILES)
+        raise InputError(f"data.normalization: segmentation knows {told}; got {data.normalization!r}")
     if not seg.diameter_vox >= 0:
         raise InputError(f"seg.diameter_vox must be 0 or more, got {seg.diameter_vox}")
     data.patch = tuple(data.patch) or train_start.PATCHES[ndim]

@@ -151,7 +151,7 @@ def segment(
     run = network(model, tile)
 
     def one(image, scale):
-        output = run(pairs.shrunk(pairs.scaled(image), scale))
+        output = run(pairs.shrunk(pairs.scaled(image, model.config.data.normalization), scale))
         own = dataclasses.replace(options, min_size=least_size(model, scale) if min_size is None else min_size)
         return segmentation.segment_image(output, image.shape, model.parts.target, own)
 

@@ -47,7 +47,7 @@ def picture(seed, shape=(72, 90), spacing=18):
     grid, labels, number = np.indices(shape), np.zeros(shape, np.int32), 0
     for y in range(6, shape[0], spacing):
         for x in range(6, shape[1], spacing):
-            centre, radii = (y, x) + rng.uniform(-3, 3, 2), rng.uniform(5, 7, 2)
+            centre, radii = np.add((y, x), rng.uniform(-3, 3, 2)), rng.uniform(5, 7, 2)
             inside = sum(((g - c) / r) ** 2 for g, c, r in zip(grid, centre, radii, strict=True)) <= 1
             number += 1
             labels[inside & (labels == 0)] = number

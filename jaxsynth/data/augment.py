@@ -100,19 +100,21 @@ def interpolate(flat: jax.Array, offset: jax.Array, shape: jax.Array, at: jax.Ar
 
 
 def change_light(key: jax.Array, image: jax.Array, limits) -> jax.Array:
-    """Another exposure of a patch [*S] of about [0, 1]: gamma, gain, offset, blur and noise.
+    """Another exposure of a patch [*S] of about [0, 1]: gamma, contrast, blur, noise and offset.
+
+    Noise comes after the contrast, so that cells of little contrast are also cells in much noise.
 
     Args:
       limits: `pairs.Augmentation`.
     """
     gamma = jnp.exp(_about_zero(keys.stream(key, "gamma"), jnp.log1p(limits.gamma)))
     image = jnp.sign(image) * jnp.maximum(jnp.abs(image), 1e-6) ** gamma
+    image = image * jnp.exp(_about_zero(keys.stream(key, "contrast"), jnp.log1p(limits.contrast)))
     image = _blur(image, limits.blur_vox * jax.random.uniform(keys.stream(key, "blur")))
     # Mostly little noise: the square of a uniform number.
     strength = limits.noise * jax.random.uniform(keys.stream(key, "strength")) ** 2
     image = image + strength * jax.random.normal(keys.stream(key, "noise"), image.shape)
-    gain = 1 + _about_zero(keys.stream(key, "gain"), limits.brightness)
-    return gain * image + _about_zero(keys.stream(key, "offset"), limits.brightness / 2)
+    return image + _about_zero(keys.stream(key, "offset"), limits.offset)
 
 
 def _blur(image: jax.Array, sigma: jax.Array) -> jax.Array:

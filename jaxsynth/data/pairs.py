@@ -20,7 +20,7 @@ from jaxsynth import keys
 from jaxsynth.data import augment, volumes
 from jaxsynth.errors import InputError
 
-PERCENTILES = (1.0, 99.8)  # of an image, become 0 and 1
+PERCENTILES = {"asinh": (1.0, 99.8), "percentile": (2.0, 98.0)}  # of an image, become 0 and 1
 BEND = 10.0  # how much the dim half of the scale is stretched; dim cells drown on a linear one
 
 
@@ -61,28 +61,35 @@ class Augmentation:
     Attributes:
       zoom: of the size of cells, as a factor of up to 1 + zoom. anisotropy: the same along each axis alone.
       rotation: whether patches are turned by any angle in the plane, beside flips.
-      brightness: of gain and offset, of the scale [0, 1]. gamma: of the exponent, as a factor of up to 1 + gamma.
+      contrast, gamma: of the gain and of the exponent, as factors of up to 1 + contrast and 1 + gamma. offset: of the
+        scale [0, 1].
       blur_vox: standard deviation in voxels. noise: standard deviation, of the scale [0, 1].
     """
 
     zoom: float
     anisotropy: float
     rotation: bool
-    brightness: float
+    contrast: float
     gamma: float
+    offset: float
     blur_vox: float
     noise: float
 
 
-def scaled(image):
-    """An image in units of its own percentiles, on an asinh scale: float32 [*S], background about 0, cells up to 1.
+def scaled(image, method: str = "asinh"):
+    """An image in units of its own percentiles: float32 [*S], background about 0, cells up to 1.
 
     NumPy in, NumPy out; jax in, jax out, also inside jit.
+
+    Args:
+      method: "asinh", on such a scale; or "percentile", the published network's: linear and clipped to [0, 1].
     """
     xp = jnp if isinstance(image, jax.Array) else np
     image = xp.asarray(image, xp.float32)
-    low, high = xp.percentile(image, xp.asarray(PERCENTILES))
+    low, high = xp.percentile(image, xp.asarray(PERCENTILES[method]))
     linear = (image - low) / xp.maximum(high - low, 1e-6 * xp.maximum(xp.abs(high), 1.0))
+    if method == "percentile":
+        return xp.clip(linear, 0, 1).astype(xp.float32)
     return (xp.arcsinh(BEND * linear) / math.asinh(BEND)).astype(xp.float32)
 
 
@@ -195,9 +202,11 @@ def read_label_files(opened: volumes.VolumeSet, files: Sequence[Path], dataset: 
     return labels
 
 
-def prepare(opened: volumes.VolumeSet, labels: Sequence[np.ndarray], scale: Sequence[float]) -> Pairs:
-    """The pairs as the network gets them: brightness scaled, both shrunk."""
-    images = tuple(shrunk(scaled(image), scale) for image in volumes.each(opened))
+def prepare(
+    opened: volumes.VolumeSet, labels: Sequence[np.ndarray], scale: Sequence[float], method: str = "asinh"
+) -> Pairs:
+    """The pairs as the network gets them: brightness scaled by `method`, both shrunk."""
+    images = tuple(shrunk(scaled(image, method), scale) for image in volumes.each(opened))
     return Pairs(images, tuple(shrunk_labels(own, scale) for own in labels), opened.spacing_um)
 
 

@@ -1,7 +1,7 @@
 """Flow targets: every voxel of a cell says where the cell's centre lies. Label images become images to be learnt.
 
 Channel 0 is the foreground, 0 or 1. The others are the flow, a component per axis in axis order, (y, x) or (z, y, x),
-and point TOWARDS the centre. The published network's point away and come in the order x, y, z (`from_published`).
+and point TOWARDS the centre. The published network's point away (`from_published`).
 
 Two kinds of flow:
 - "centroid" (paper 003): -tanh((coordinate - centroid) / (extent / 3)) per axis, for cells that are near convex.
@@ -41,9 +41,11 @@ def targets(labels: jax.Array, kind: str, capacity: int, iterations: int = 64) -
 
 
 def from_published(output: jax.Array) -> jax.Array:
-    """The published network's channels as ours: float [*S, 1 + D] foreground, flow x, y(, z), pointing away from the
-    centre, become foreground, flow (z, )y, x, pointing towards it."""
-    return jnp.concatenate([output[..., :1], -output[..., :0:-1]], axis=-1)
+    """The published network's channels as ours: float [*S, 1 + D], its flows point away from the centre.
+
+    Its "x, y, z" are the array's axes in their order, as here.
+    """
+    return jnp.concatenate([output[..., :1], -output[..., 1:]], axis=-1)
 
 
 def to_published(output: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 SLOW = 0.3  # flows shorter than this stay slower than one voxel a step: towards the centre they shrink and grow noisy
-WINDOW = 2  # voxels; centres of cells are at least this far apart, less one
+WINDOW = 2  # voxels; centres of cells are farther apart than this along some axis
 CHUNK = 2**16  # points that move together
 
 
@@ -54,7 +54,7 @@ def segment(
     points = [_coarse(p, scale[d], last[d]) for d, p in enumerate(places)]
     ends = follow(_velocity(output, threshold), points, last, num_steps)
     labels, count = cluster(ends, valid, shape)
-    labels = jnp.zeros(mask.size, jnp.int32).at[start].set(labels, mode="drop", unique_indices=True)
+    labels = jnp.zeros(mask.size, jnp.int32).at[start].set(labels, mode="drop")
     return labels.reshape(fine.shape), count, jnp.sum(mask) > max_points
 
 
@@ -119,7 +119,7 @@ def follow(velocity: list[jax.Array], points: list[jax.Array], last: jax.Array, 
     """
     shape = velocity[0].shape
     strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    flat = [component.reshape(-1) for component in velocity]
+    flat = [jnp.asarray(component).reshape(-1) for component in velocity]
 
     def step(_, points):
         low = [jnp.floor(p) for p in points]

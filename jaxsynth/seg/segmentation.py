@@ -26,7 +26,8 @@ class Options:
 
     Attributes:
       foreground: voxels with more than this, in [0, 1], belong to cells.
-      flow_error: cells with a larger one are dropped, see `filters.by_flow`; None for Cellpose's 0.4, 0 drops none.
+      flow_error: cells with a larger one are dropped, see `filters.by_flow`; None for
+        `filters.MAX_FLOW_ERROR`, 0 drops none.
       overlap: cells whose mean foreground is lower are dropped.
       min_size: cells of fewer voxels of the image are dropped.
       num_steps: of one voxel of the output, see `follow.segment`.
@@ -126,7 +127,6 @@ def power_of_two(number: int, least: int) -> int:
 
 
 def rounded_up(number: int) -> int:
-    """The next of 1, 5/4, 3/2, 7/4 times a power of two, and of the multiples of 8 below 64: sizes grow by a quarter at
-    most, beyond 32."""
+    """The next multiple of 8, from 64 on of 1, 5/4, 3/2 and 7/4 times a power of two: at most a quarter more."""
     step = max(8, 1 << max(number - 1, 0).bit_length() >> 3)
     return math.ceil(number / step) * step

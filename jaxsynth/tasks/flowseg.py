@@ -71,7 +71,7 @@ def augmentation(config: ConfigDict) -> pairs.Augmentation:
     Raises:
       InputError: a negative number.
     """
-    names = ("zoom", "anisotropy", "brightness", "gamma", "blur_vox", "noise")
+    names = ("zoom", "anisotropy", "contrast", "gamma", "offset", "blur_vox", "noise")
     for name in names:
         if not config.seg[name] >= 0:
             raise InputError(f"seg.{name} must be 0 or more, got {config.seg[name]}")

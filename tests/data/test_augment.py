@@ -9,8 +9,8 @@ from scipy import ndimage
 from jaxsynth import keys
 from jaxsynth.data import augment, pairs
 
-NONE = pairs.Augmentation(0, 0, False, 0, 0, 0, 0)
-ALL = pairs.Augmentation(0.5, 0.2, True, 0.2, 0.3, 1.0, 0.15)
+NONE = pairs.Augmentation(0, 0, False, 0, 0, 0, 0, 0)
+ALL = pairs.Augmentation(0.5, 0.2, True, 1.0, 0.3, 0.1, 1.0, 0.15)
 
 
 def test_without_limits_only_flips_are_left():
@@ -21,7 +21,7 @@ def test_without_limits_only_flips_are_left():
 
 
 def test_sizes_stay_within_the_limits():
-    limits = pairs.Augmentation(0.5, 0.2, True, 0, 0, 0, 0)
+    limits = pairs.Augmentation(0.5, 0.2, True, 0, 0, 0, 0, 0)
     sizes = [np.linalg.norm(augment.draw_affine(keys.root(seed), 3, limits), axis=0) for seed in range(40)]
     assert np.max(sizes) <= 1.5 * 1.2 + 1e-5 and np.min(sizes) >= 1 / 1.5 / 1.2 - 1e-5
     assert np.ptp(sizes) > 0.4

@@ -11,7 +11,7 @@ from jaxsynth import devices, keys
 from jaxsynth.data import pairs, volumes
 from jaxsynth.errors import InputError
 
-SOFT = pairs.Augmentation(0.25, 0.1, True, 0.2, 0.3, 1.0, 0.15)
+SOFT = pairs.Augmentation(0.25, 0.1, True, 1.0, 0.3, 0.1, 1.0, 0.15)
 
 
 def discs(shape=(60, 80), radius=6):
@@ -82,6 +82,9 @@ def test_brightness_does_not_depend_on_units():
     low, high = np.percentile(one, [1, 99.8])
     assert low == pytest.approx(0, abs=1e-5) and high == pytest.approx(1, abs=1e-5)
     assert np.isfinite(pairs.scaled(np.full((9, 9), 7, np.uint8))).all()
+    linear = pairs.scaled(image, "percentile")  # as the published network has it
+    low, high = np.percentile(image, [2, 98])
+    np.testing.assert_allclose(linear, np.clip((image - low) / (high - low), 0, 1), atol=1e-5)
 
 
 def test_extent_and_scale():
@@ -121,7 +124,7 @@ def test_labels_belong_to_their_image():
 
 def test_turned_patches_keep_them_together():
     """Away from the edges of the discs the image tells which label it is."""
-    limits = pairs.Augmentation(0.25, 0.1, True, 0, 0, 0, 0)
+    limits = pairs.Augmentation(0.25, 0.1, True, 0, 0, 0, 0, 0)
     agree = []
     for batch in feed(4, limits):
         image, labels = batch["image"][..., 0], batch["labels"]

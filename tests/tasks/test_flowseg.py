@@ -1,0 +1,101 @@
+"""The segmentation task: what its loss counts, and that it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsynth import cli, keys
+from jaxsynth.errors import InputError
+from jaxsynth.seg import flows
+from jaxsynth.tasks import flowseg
+
+
+def make(target="heat", **overrides):
+    values = {"model.features": 4, "model.norm": "none", "seg.capacity": 4, "optim.schedule": "constant"} | overrides
+    values["seg.target"] = target
+    return cli.read_config("configs/flowseg.py", [f"--config.{name}={value}" for name, value in values.items()])
+
+
+def example(shape):
+    """Two boxes, brighter than the background, in two images of which the second has less to see."""
+    labels = np.zeros((2, *shape), np.int32)
+    labels[(slice(None), ..., slice(2, 8), slice(2, 7))] = 1
+    labels[(0, ..., slice(9, 15), slice(8, 16))] = 2
+    image = 0.8 * (labels > 0) + np.random.default_rng(0).normal(0, 0.05, labels.shape)
+    return {"image": jnp.asarray(image[..., None], jnp.float32), "labels": jnp.asarray(labels)}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return flowseg.build(make())
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 16, 16)])
+def test_it_learns_an_example(shape):
+    target = "centroid" if len(shape) == 3 else "heat"
+    parts = flowseg.build(make(target, **{"optim.learning_rate": 5e-3}))
+    batch = example(shape)
+    state = flowseg.init(parts, keys.root(0), batch["image"].shape)
+    step = jax.jit(lambda s: flowseg.step(parts, s, batch, keys.root(0)))
+    losses = []
+    for _ in range(30):
+        state, scalars = step(state)
+        losses.append(float(scalars["loss"]))
+    assert losses[-1] < 0.7 * losses[0]
+    assert int(state.step) == 30
+    shown = jax.eval_shape(lambda s: flowseg.preview(parts, s, batch, keys.root(0)), state)
+    assert all(volume.shape == shape for volume in shown.values())
+    wanted = flowseg.targets(parts, batch["labels"])
+    expected = flowseg.losses(parts, state.ema_params, batch, wanted).mean()
+    assert float(flowseg.validate(parts, state, batch, keys.root(0))["loss"]) == pytest.approx(float(expected))
+
+
+def test_a_perfect_network_has_no_loss(parts, monkeypatch):
+    batch = example((16, 16))
+    wanted = flowseg.targets(parts, batch["labels"])
+    monkeypatch.setattr(flowseg, "predict", lambda *_: wanted)
+    np.testing.assert_allclose(flowseg.losses(parts, None, batch, wanted), 0, atol=1e-7)
+    # Half the foreground everywhere is an error of a half; flows the other way round one of four per unit vector.
+    monkeypatch.setattr(flowseg, "predict", lambda *_: jnp.full_like(wanted, 0.5).at[..., 1:].set(-wanted[..., 1:]))
+    weight = np.clip(np.asarray(wanted[..., 0]), flowseg.LEAST_WEIGHT, None)
+    error = 4 * np.square(wanted[..., 1:]).mean(-1)
+    expected = 0.5 + (error * weight).sum((1, 2)) / weight.sum((1, 2))
+    np.testing.assert_allclose(flowseg.losses(parts, None, batch, wanted), expected, rtol=1e-5)
+
+
+def test_what_lies_beyond_the_image_does_not_count(parts):
+    batch = example((16, 16))
+    params = flowseg.init(parts, keys.root(0), batch["image"].shape).params
+    outside = batch["labels"].at[:, :, 12:].set(-1)
+    wanted = flowseg.targets(parts, outside)
+    loss = flowseg.losses(parts, params, batch | {"labels": outside}, wanted)
+    other = wanted.at[:, :, 12:].set(7.0)
+    np.testing.assert_array_equal(flowseg.losses(parts, params, batch | {"labels": outside}, other), loss)
+    assert (flowseg.losses(parts, params, batch, other) != loss).all()
+    nothing = batch | {"labels": jnp.full_like(outside, -1)}
+    np.testing.assert_array_equal(flowseg.losses(parts, params, nothing, wanted), 0)
+
+
+def test_predictions_are_in_axis_order_towards_the_centre(parts):
+    image = example((16, 16))["image"]
+    params = flowseg.init(parts, keys.root(0), image.shape).params
+    raw = parts.net.apply({"params": params}, image)
+    found = flowseg.predict(parts, params, image)
+    np.testing.assert_array_equal(found[..., 0], raw[..., 0])
+    np.testing.assert_array_equal(found[..., 1:], -raw[..., 1:])
+    np.testing.assert_array_equal(flows.from_published(flows.to_published(found)), found)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("seg.target", "heart", "expected one of heat, centroid"), ("model.norm", "batch", "norm"),
+     ("model.remat", "sometimes", "remat")],
+)  # fmt: skip
+def test_values_that_make_no_sense(name, value, message):
+    config = make()
+    section, key = name.split(".")
+    config[section][key] = value
+    with pytest.raises(InputError, match=message):
+        parts = flowseg.build(config)
+        flowseg.init(parts, keys.root(0), (1, 16, 16, 1))
