@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def overview(
             panels.append((shown, "" if name == left else name))
             left = name
         rows.append(panels)
-    _sheet(path, rows, list(columns), heading)
+    sheet(path, rows, list(columns), heading)
 
 
 def specimens(
@@ -108,7 +109,7 @@ def specimens(
             name = names[row] if title == next(iter(columns)) and row < len(names) else ""
             panels.append((shown, "\n".join(part for part in (f"{name}  {told}".strip(), how) if part)))
         rows.append(panels)
-    _sheet(path, rows, list(columns), heading)
+    sheet(path, rows, list(columns), heading)
 
 
 def _places(volumes: Mapping[str, np.ndarray], labels: Sequence[str]) -> dict:
@@ -131,7 +132,7 @@ def preview(path: str | os.PathLike, volumes: Mapping[str, np.ndarray]) -> None:
         labels = title == "labels"
         shown = windowed(volume, focus(volume, labels), colours if labels else fit_tone([volume]))
         panels.append((shown, f"{volume.min():.3g} to {volume.max():.3g}"))
-    _sheet(path, [panels], list(volumes), "")
+    sheet(path, [panels], list(volumes), "")
 
 
 def curves(path: str | os.PathLike, panels: Sequence[Mapping], table: Sequence[Sequence[str]] = ()) -> None:
@@ -151,7 +152,7 @@ def curves(path: str | os.PathLike, panels: Sequence[Mapping], table: Sequence[S
     rows = -(-len(panels) // 4)
     across = -(-len(panels) // rows)
     width, height = column * across, tall * rows + below
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     for i, panel in enumerate(panels):
         left, low = column * (i % across), below + tall * (rows - 1 - i // across)
         box = ((left + 0.85) / width, (low + 0.65) / height, (column - 1.05) / width, 2.85 / height)
@@ -193,7 +194,7 @@ def curves(path: str | os.PathLike, panels: Sequence[Mapping], table: Sequence[S
         if i == 0:
             y -= 0.5 * row / height
             figure.add_artist(Line2D([0.3 / width, 1 - 0.3 / width], [y, y], color=RULE, linewidth=1))
-    _save(figure, path)
+    save(figure, path)
 
 
 def distributions(
@@ -224,16 +225,22 @@ def distributions(
     curves(path, panels, table)
 
 
-def _sheet(path, rows, titles, heading) -> None:
-    """Pictures in a grid, rows[r][c] = (picture or None, caption), every column under its title."""
+def sheet(path, rows, titles, heading, legend: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Pictures in a grid, rows[r][c] = (picture or None, caption), every column under its title.
+
+    A `legend`, text -> colour, stands below all.
+    """
+    from matplotlib.colors import to_rgb
+
     widths = [max([180] + [row[c][0].shape[1] for row in rows if row[c][0] is not None]) for c in range(len(titles))]
     heights = [max([40] + [picture.shape[0] for picture, _ in row if picture is not None]) for row in rows]
     top = MARGIN + (TITLE if heading else 0)
     below = CAPTION + LINE * max(caption.count("\n") for row in rows for _, caption in row)
     width = 2 * MARGIN + sum(widths) + GAP * (len(widths) - 1)
-    height = top + TITLE + sum(heights) + len(rows) * (below + GAP)
+    foot = top + TITLE + sum(heights) + len(rows) * (below + GAP)
+    height = foot + (LINE + GAP) * len(legend)
     canvas = np.ones((height, width, 3), np.float32)
-    figure = _figure(width / DPI, height / DPI)
+    figure = new_figure(width / DPI, height / DPI)
 
     def write(x, y, text, **style):
         figure.text(x / width, 1 - y / height, text, va="center", parse_math=False, **style)
@@ -252,8 +259,12 @@ def _sheet(path, rows, titles, heading) -> None:
                     place = y + picture.shape[0] + CAPTION // 2 + LINE * i
                     write(left, place, _shorten(line, wide // 7), fontsize=9, color=FAINT)
         y += tall + below + GAP
+    for i, (text, colour) in enumerate(legend.items()):
+        y = foot + (LINE + GAP) * i
+        canvas[y : y + LINE, MARGIN : MARGIN + LINE] = to_rgb(colour)
+        write(MARGIN + LINE + GAP, y + LINE // 2, text, fontsize=9, color=INK)
     figure.figimage(canvas, 0, 0, origin="upper")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _shorten(text, length):
@@ -262,7 +273,7 @@ def _shorten(text, length):
     return text if len(text) <= length else f"{text[:keep]}…{text[-keep:]}"
 
 
-def _figure(width: float, height: float):
+def new_figure(width: float, height: float):
     """A figure of that size in inches, drawn without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -272,7 +283,8 @@ def _figure(width: float, height: float):
     return figure
 
 
-def _save(figure, path) -> None:
+def save(figure, path) -> None:
+    """Writes the PNG, whole or not at all."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
     try:

@@ -12,6 +12,7 @@ from jaxsynth.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("train", "simulate", "sample", "evaluate", "tune", "convert", "bench", "quickstart")
+COMMANDS += ("segment", "experiment")
 
 
 def fail(error):
