@@ -3,6 +3,7 @@
     python -m jaxsynth.evaluate --real FOLDER --synthetic runs/mine/dataset --out runs/mine/evaluation
     python -m jaxsynth.evaluate --real FOLDER --synthetic runs/mine/dataset --paired
     python -m jaxsynth.evaluate --labels --real MASKS --synthetic sim/hela --spacing_um 0.645,0.645
+    python -m jaxsynth.evaluate --fidelity --synthetic runs/mine/dataset --real FOLDER --real_labels MASKS
 
 As sets: histogram distances (KLD, Bhattacharyya), Frechet distance of local features, spectra, background noise,
 texture and brightness, with one half of the real images against the other as the yardstick. With --paired, files of
@@ -11,6 +12,9 @@ evaluation.json, evaluation.png, overview.png.
 
 With --labels, label images: size, elongation, solidity, nearest neighbour, density of the cells, by Wasserstein and
 Kolmogorov-Smirnov distance, the halves of the real ones as the yardstick. OUT gets metrics.json, distributions.png.
+
+With --fidelity, images of a data set against its own labels: vanished cells (labelled, not seen) and phantoms (seen,
+not labelled), by a detector that sees no labels or by --detections. OUT gets fidelity.json, fidelity.png.
 """
 
 import json
@@ -33,7 +37,7 @@ def main() -> None:
 
 def _main() -> None:
     parser = cli.Parser("jaxsynth.evaluate", __doc__)
-    parser.add_argument("--real", required=True, help="folder, glob or file of real images")
+    parser.add_argument("--real", help="folder, glob or file of real images")
     parser.add_argument("--synthetic", required=True, help="folder of synthetic images, or a data set with images/")
     parser.add_argument("--paired", action="store_true", help="files of equal name show the same cells")
     parser.add_argument("--out", help="folder of the results (default: beside the synthetic images)")
@@ -46,9 +50,18 @@ def _main() -> None:
                        help="label of the background in the real ones, beside 0 (some sets use 1)")  # fmt: skip
     masks.add_argument("--spacing_um", type=cli.numbers(float), metavar="Z,Y,X",
                        help="micrometres per voxel of files that state none; default: voxels")  # fmt: skip
+    faults = parser.add_argument_group("fidelity")
+    faults.add_argument("--fidelity", action="store_true", help="judge the images of a data set by its own labels")
+    faults.add_argument("--detections", metavar="DIR", help="segmentation of the synthetic images, files of equal name")
+    faults.add_argument("--real_labels", metavar="DIR", help="label images of the real ones, files of equal name")
+    faults.add_argument("--real_detections", metavar="DIR", help="segmentation of the real ones, with --detections")
     args = parser.parse_args()
     _check(args)
-    if args.labels:
+    if args.fidelity:
+        from jaxsynth import fidelity_report
+
+        fidelity_report.report(args)
+    elif args.labels:
         from jaxsynth import compare_labels
 
         compare_labels.compare(args)
@@ -59,11 +72,23 @@ def _main() -> None:
 def _check(args) -> None:
     if args.num is not None and args.num < 1:
         raise InputError(f"--num: expected 1 or more; got {args.num}")
-    for_images = {"--paired": args.paired, "--channel": args.channel is not None, "--dataset": bool(args.dataset)}
-    for_labels = {"--background_label": args.background_label != 0, "--spacing_um": args.spacing_um is not None}
-    wrong = [name for name, given in (for_images if args.labels else for_labels).items() if given]
-    if wrong:
-        raise InputError(f"{wrong[0]}: goes with {'images, not with --labels' if args.labels else '--labels'}")
+    mode = "--labels" if args.labels else "--fidelity" if args.fidelity else "images"
+    if args.labels and args.fidelity:
+        raise InputError("--labels does not go with --fidelity")
+    if args.real is None and not args.fidelity:
+        raise InputError("the following arguments are required: --real")
+    options = {"images": {"--paired": args.paired, "--dataset": args.dataset, "--channel": args.channel is not None}}
+    options["--labels"] = {"--background_label": args.background_label, "--spacing_um": args.spacing_um is not None}
+    own = ("detections", "real_labels", "real_detections")
+    options["--fidelity"] = {f"--{name}": getattr(args, name) is not None for name in own}
+    if args.fidelity:
+        del options["images"]["--channel"]
+        if (args.real is None) != (args.real_labels is None):
+            raise InputError("--real and --real_labels go together")
+        if (args.real_detections is not None) != (args.real is not None and args.detections is not None):
+            raise InputError("--real_detections: goes with --real and --detections, as one detector judges both sets")
+    for name, place in ((n, p) for p in options if p != mode for n, given in options[p].items() if given):
+        raise InputError(f"{name}: goes with {place}" + (f", not with {mode}" if place == "images" else ""))
     if args.background_label < 0:
         raise InputError(f"--background_label: expected 0 or more; got {args.background_label}")
     if args.spacing_um is not None and not all(0 < step < math.inf for step in args.spacing_um):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsynth import cli, devices, keys, pipeline, specimens, trained
+from jaxsynth import cli, devices, faithful, keys, pipeline, specimens, trained
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import volumes, writing
 from jaxsynth.diffusion import samplers
@@ -53,6 +53,8 @@ class Settings:
       tile, overlap, tile_batch, scratch: as `trained.generator` takes them.
       batch: images at once; None: one per device.
       rounded: whether images are made in one of few larger shapes, see `trained.rounded`, and cropped.
+      attempts: 0: images are not judged; else one that does not keep to its labels is drawn up to so many times, the
+        best is kept, and cells that vanished in it are dropped from its labels.
     """
 
     plan: samplers.Plan
@@ -63,6 +65,7 @@ class Settings:
     scratch: str | None = None
     batch: int | None = None
     rounded: bool = False
+    attempts: int = 0
 
     def shape(self, job: ImageJob) -> tuple[int, ...]:
         """The shape in which its image is made."""
@@ -160,7 +163,7 @@ def make(
     The last batches are written while the device computes, and the next one is drawn. Where the device's memory has no
     room for several (volumes in tiles never share it) it holds one batch alone: the next is drawn meanwhile only where
     that reads files, and dispatched when the last is on the host. An image depends on the root key and its own name
-    alone, to rounding.
+    alone, to rounding. What is drawn again is so after all others; its best files are there by then, not told of yet.
 
     Args:
       work: see `batches`.
@@ -174,8 +177,8 @@ def make(
     places = list(model.mesh.devices.flat)
     places = [None] if places[0].platform == "cpu" else places  # those of a CPU share its cores: one program will do
     roomy = all(batch.roomy for batch in work)
-    count, slow = 0, True
-    traced = min(2, len(work))
+    count, slow, traced = 0, True, min(2, len(work))
+    draws = faithful.Draws(settings.attempts)
 
     def draw(batch):
         drawn = _draw(batch.jobs, places)
@@ -193,7 +196,7 @@ def make(
         batch, ready = prepared
         drawn, x0 = ready or draw(batch)
         names = [job.name for job in batch.jobs]
-        own = [keys.stream(root, "sample", name) for name in names]
+        own = [keys.stream(root, *draws.stream(name)) for name in names]
         telling = cli.telling(f"  {', '.join(names[:1] + names[1:][-1:])}: network evaluation")
         count += 1
         with cli.profile(profile if count == traced else None):
@@ -214,14 +217,24 @@ def make(
     def finish(part):
         batch, job, fetch, row, (labels, sketch, spacing) = part
         image = fetch()[row][tuple(map(slice, job.shape))]
-        _write(out, job.name, labels, sketch, image, spacing, model.intensity, mapped=settings.scratch is not None)
-        entry = {"sketch_sha256": _digest(sketch, "float32"), "labels_sha256": _digest(labels, "int32")}
-        entry |= {"shape": job.shape, "tile": batch.tile, "spacing_um": spacing, "num_cells": _count_cells(labels)}
-        done(job.name, entry)
+        verdict = {}
+        if settings.attempts:
+            labels, verdict = faithful.judge(labels, intensities.denormalise(image, model.intensity))
+
+        def write():
+            _write(out, job.name, labels, sketch, image, spacing, model.intensity, mapped=settings.scratch is not None)
+            told = {"sketch_sha256": _digest(sketch, "float32"), "labels_sha256": _digest(labels, "int32")}
+            told |= {"shape": job.shape, "tile": batch.tile, "spacing_um": spacing}
+            return told | {"num_cells": _count_cells(labels)}
+
+        if (entry := draws.settle(job.name, verdict, write)) is not None:
+            done(job.name, entry)
 
     # Where not roomy, of one the files are written while the next is on the device: more would fill the host's memory.
     ahead = 0 if not overlapped or settings.scratch else AHEAD if roomy else 1
     pipeline.run(work, dispatch, finish, prepare=prepare, ahead=ahead)
+    while again := draws.again(work):
+        pipeline.run(again, dispatch, finish, prepare=prepare, ahead=ahead)
 
 
 def _fetcher(images: jax.Array | np.ndarray) -> Callable[[], np.ndarray]:

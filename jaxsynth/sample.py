@@ -5,12 +5,14 @@
 
 OUT gets `images/`, `labels/` and `sketches/` with equal names, and `manifest.json` with all that is needed to make
 any file again. Beside the settings a file depends on the seed and its own name alone; finished files are skipped on a
-second run.
+second run. With --faithful, images of nuclei are judged by their labels: cells that are not seen are dropped from the
+labels, after up to --attempts draws of the noise.
 """
 
 import argparse
 import dataclasses
 import functools
+import json
 from pathlib import Path
 
 from jaxsynth import cli
@@ -18,6 +20,8 @@ from jaxsynth import manifest as manifests
 from jaxsynth.errors import InputError
 
 T_START = 400
+ATTEMPTS = 3
+DEFAULTS = {"shapes": "exact", "faithful": None, "attempts": 0}  # of settings that a manifest leaves out
 MANY_SHAPES = 8  # beyond it their number is worth a hint
 EVALUATIONS = 5  # samplers.DEFAULT_EVALUATIONS, for the help alone, which imports nothing heavy
 
@@ -102,6 +106,13 @@ def _parse() -> argparse.Namespace:
         metavar="I/N",
         help="make every N-th image from the I-th on: start 1/N to N/N at once, on one machine or many",
     )
+    parser.add_argument(
+        "--faithful",
+        choices=("redraw", "drop"),
+        help="judge every image: redraw those where a labelled cell is not seen, or one is seen without a label, and "
+        "keep the best; drop from the labels what is still not seen. drop: only this (default: neither)",
+    )
+    parser.add_argument("--attempts", type=int, help="most images drawn of one sketch with redraw (default: 3)")
     parser.add_argument("--profile", metavar="DIR", help="write a trace of the second batch of images there")
     parser.add_argument(
         "--scratch",
@@ -118,7 +129,7 @@ def sample(args: argparse.Namespace) -> None:
     Raises:
       InputError: unusable arguments or files; nothing has been written then.
     """
-    from jaxsynth import checkpoint, image_files, keys, trained
+    from jaxsynth import checkpoint, faithful, image_files, keys, trained
 
     # The trained network, and how it is run.
     model = trained.open_trained(args.checkpoint, args.step)
@@ -126,8 +137,10 @@ def sample(args: argparse.Namespace) -> None:
     t_start = min(T_START, model.t_max) if args.t_start is None else args.t_start
     options = {"spacing": args.spacing, "eta": args.eta, "variance": args.variance}
     plan = trained.make_plan(model, t_start, args.sampler, args.num_evaluations, **options)
+    attempts = {None: 0, "drop": 1, "redraw": args.attempts or ATTEMPTS}[args.faithful]
+    rounded = args.shapes == "rounded"
     making = image_files.Settings(
-        plan, args.sigma, args.tile, args.overlap, args.tile_batch, args.scratch, args.batch, args.shapes == "rounded"
+        plan, args.sigma, args.tile, args.overlap, args.tile_batch, args.scratch, args.batch, rounded, attempts
     )
 
     # What is to be made.
@@ -135,6 +148,8 @@ def sample(args: argparse.Namespace) -> None:
     jobs, source = (_given if args.sketches else _simulated)(args, model, root)
     own = jobs[args.worker[0] - 1 :: args.worker[1]]
     image_files.batches(model, own, making)  # says so where tile, overlap and batch do not go together
+    if attempts:
+        faithful.check(jobs[0].draw(None)[0])  # says so before anything is written
     settings = {
         "seed": args.seed,
         "checkpoint_step": model.folder.name,
@@ -149,8 +164,9 @@ def sample(args: argparse.Namespace) -> None:
         "source": source,
     }
     settings |= {} if args.shapes == "exact" else {"shapes": args.shapes}
+    settings |= {"faithful": args.faithful, "attempts": attempts} if attempts else {}
     out = Path(args.out)
-    manifest = manifests.open_manifest(out, "sample", settings, defaults={"shapes": "exact"})
+    manifest = manifests.open_manifest(out, "sample", settings, defaults=DEFAULTS)
     manifest |= {"config": model.metadata["config"], "intensity": model.metadata["intensity"]}
     manifests.make_folders(out, image_files.FOLDERS)
     _advise(jobs, making.rounded)
@@ -171,6 +187,9 @@ def sample(args: argparse.Namespace) -> None:
     names = [job.name for job in jobs]
     if manifests.fill(out, manifest, names, there, make, planned=planned, worker=args.worker):
         print(f"done: {len(jobs)} annotated images in {out}")
+        if attempts:
+            files = json.loads((out / manifests.NAME).read_text())["files"]
+            print(faithful.summary([files[name] for name in names]))
     else:
         print(f"worker {args.worker[0]} of {args.worker[1]} is done, others are not yet")
 
@@ -202,6 +221,10 @@ def _check(args, ndim: int) -> None:
         raise InputError(f"--scratch {args.scratch}: no such folder")
     if args.scratch is not None and (args.batch is not None or args.shapes == "rounded"):
         raise InputError(f"--{'shapes rounded' if args.batch is None else 'batch'} does not go with --scratch")
+    if args.scratch is not None and args.faithful is not None:
+        raise InputError("--faithful does not go with --scratch")
+    if args.attempts is not None and (args.faithful != "redraw" or args.attempts < 1):
+        raise InputError(f"--attempts: expected 1 or more, with --faithful redraw; got {args.attempts}")
     for name, sizes, least in (("tile", args.tile, 8), ("overlap", args.overlap, 0)):
         if sizes is not None and (len(sizes) != ndim or min(sizes) < least):
             raise InputError(f"--{name}: expected {ndim} whole numbers of {least} or more; got {sizes}")

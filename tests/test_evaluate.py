@@ -238,3 +238,93 @@ def test_real_cells_against_their_own_movie(real_data, tmp_path, monkeypatch):
     found = cell_scores(tmp_path / "out")
     assert all(row["ks"] == 0 for row in found.values())
     assert found["size"]["real_ks"] < 0.2 and found["num_cells"]["real_ks"] == 1
+
+
+def generated(folder, count=3, faults=1):
+    """A data set of discs on noise; in its first images one disc is not drawn, and one has no label."""
+    labels = masks(folder / "labels", count, (90, 100), radius=5.0)
+    (folder / "images").mkdir()
+    for i in range(count):
+        cells = volumes.read_labels(labels / f"{i}.tif")
+        image = np.random.default_rng(i).normal(100, 4, cells.shape) + 80 * (cells > 0) * (
+            cells != (7 if i < faults else 0)
+        )
+        volumes.write(folder / "images" / f"{i}.tif", image.astype(np.uint16))
+        if i < faults:
+            volumes.write(labels / f"{i}.tif", np.where(cells == 8, 0, cells).astype(np.int32))
+    return folder
+
+
+def faults_of(folder):
+    return json.loads((folder / "fidelity.json").read_text())
+
+
+def test_faults_of_a_data_set_beside_those_of_real_images(tmp_path, monkeypatch, capsys):
+    made, real = generated(tmp_path / "set", 3, 2), generated(tmp_path / "real", 2, 0)
+    yardstick = ("--real", real / "images", "--real_labels", real / "labels")
+    evaluate(monkeypatch, "--fidelity", "--synthetic", made, *yardstick, "--out", tmp_path / "out")
+    found = faults_of(tmp_path / "out")
+    assert [row["vanished"] for row in found["images"]["synthetic"]] == [[7], [7], []]
+    assert [len(row["phantoms"]) for row in found["images"]["synthetic"]] == [1, 1, 0]
+    total = found["total"]["synthetic"]
+    assert total["num_cells"] == 3 * 25 - 2 and total["vanished"] == total["phantoms"] == 2
+    assert total["vanished_rate"] == 2 / total["judged"] and total["num_faulty_images"] == 2
+    assert found["total"]["real"]["vanished"] == found["total"]["real"]["phantoms"] == 0
+    picture = io.imread(tmp_path / "out" / "fidelity.png")[..., :3].astype(int)
+    for colour in ((255, 140, 0), (255, 26, 255), (26, 153, 51)):
+        assert (np.abs(picture - colour).max(-1) < 3).sum() > 20
+    printed = capsys.readouterr().out
+    assert "2 (2.74%)" in printed and "real" in printed
+
+
+def test_faults_by_a_given_segmentation(tmp_path, monkeypatch):
+    """The labels' own segmentation finds nothing amiss, whatever the images show; a better one does."""
+    made = generated(tmp_path / "set")
+    evaluate(monkeypatch, "--fidelity", "--synthetic", made, "--detections", made, "--out", tmp_path / "out")
+    assert faults_of(tmp_path / "out")["total"]["synthetic"]["num_faulty_images"] == 0
+    other = masks(tmp_path / "seg" / "labels", 3, (90, 100), radius=5.0)
+    cells = volumes.read_labels(other / "0.tif")
+    volumes.write(other / "0.tif", np.where(cells == 7, 0, cells).astype(np.int32))
+    evaluate(monkeypatch, "--fidelity", "--synthetic", made, "--detections", tmp_path / "seg")
+    (first, *rest), found = faults_of(made)["images"]["synthetic"], faults_of(made)
+    assert first["vanished"] == [7] and len(first["phantoms"]) == 1 and first["phantoms"][0]["contrast"] is None
+    assert not any(row["vanished"] or row["phantoms"] for row in rest) and found["detector"] == "given segmentation"
+
+
+def test_faults_in_volumes_and_in_images_without_cells(tmp_path, monkeypatch):
+    shape = (24, 60, 70)
+    labels = masks(tmp_path / "labels", 1, shape, radius=5.0)
+    cells = volumes.read_labels(labels / "0.tif")
+    image = np.random.default_rng(0).normal(100, 4, shape) + 80 * ((cells > 0) & (cells != 2))
+    (tmp_path / "images").mkdir()
+    for name, stack, truth in (("0", image, cells), ("1", image, np.zeros_like(cells))):
+        volumes.write(tmp_path / "images" / f"{name}.tif", stack.astype(np.uint16))
+        volumes.write(labels / f"{name}.tif", truth)
+    evaluate(monkeypatch, "--fidelity", "--synthetic", tmp_path)
+    one, empty = faults_of(tmp_path)["images"]["synthetic"]
+    assert one["vanished"] == [2] and not one["phantoms"] and empty["num_cells"] == 0
+    assert (tmp_path / "fidelity.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda p: None, ("--real", "x"), "--real and --real_labels go together"),
+        (lambda p: None, ("--real_detections", "x"), "--real_detections: goes with"),
+        (lambda p: None, ("--paired",), "--paired: goes with images, not with --fidelity"),
+        (lambda p: None, ("--labels",), "--labels does not go with --fidelity"),
+        (lambda p: None, ("--detections", "nowhere"), "nowhere"),
+        (lambda p: (p / "labels" / "1.tif").unlink(), (), "has no label image for"),
+        (lambda p: volumes.write(p / "labels" / "1.tif", np.eye(20, dtype=np.int32)), (), "differ in shape"),
+        (lambda p: volumes.write(p / "labels" / "1.tif", 1 + np.indices((90, 100), np.int32)[0]), (), "--detections"),
+        (lambda p: (p / "images").rename(p / "pictures"), (), "has no images/"),
+    ],
+)  # fmt: skip
+def test_mistakes_with_fidelity_get_one_line(tmp_path, monkeypatch, capsys, change, options, message):
+    made = generated(tmp_path / "set")
+    change(made)
+    with pytest.raises(SystemExit) as stop:
+        evaluate(monkeypatch, "--fidelity", "--synthetic", made, "--out", tmp_path / "out", *options)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()

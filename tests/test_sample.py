@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from configs import common
-from jaxsynth import checkpoint, devices, image_files, keys, specimens, trained
+from jaxsynth import checkpoint, devices, faithful, image_files, keys, specimens, trained
 from jaxsynth import manifest as manifests
 from jaxsynth import sample as command
 from jaxsynth.data import tile_grid, volumes
 from jaxsynth.diffusion import samplers
 from jaxsynth.errors import InputError
+from jaxsynth.metrics import fidelity
 from jaxsynth.train import train
 
 FOLDERS = ("images", "labels", "sketches")
@@ -382,20 +383,26 @@ def test_another_seed_makes_other_cells_and_noise(dataset, model, monkeypatch, t
         (("--recipe", "nuclei", "--batch", "2", "--scratch", "."), "--batch does not go with --scratch"),
         (("--recipe", "nuclei", "--shapes", "rounded", "--scratch", "."), "--shapes rounded does not go with"),
         (("--recipe", "nuclei", "--shapes", "square"), "--shapes"),
+        (("--recipe", "nuclei", "--faithful", "drop", "--scratch", "."), "--faithful does not go with --scratch"),
+        (("--recipe", "nuclei", "--faithful", "drop", "--attempts", "2"), "--attempts"),
+        (("--recipe", "nuclei", "--faithful", "redraw", "--attempts", "0"), "--attempts"),
+        (("--sketches", "WALLS", "--faithful", "drop"), "--faithful: labels: expected background between cells"),
         (("--recipe", "nuclei", "--worker", "3/2"), "--worker"),
         (("--recipe", "nuclei", "--labels", "x"), "--labels"),
         ((), "--recipe"),
     ],
 )
 def test_mistakes_get_one_line_and_leave_nothing(model, monkeypatch, tmp_path, capsys, args, message):
-    for name, value in (("BAD", 3.0), ("ALONE", 0.5)):
+    for name, value in (("BAD", 3.0), ("ALONE", 0.5), ("WALLS", 0.5)):
         (tmp_path / name / "sketches").mkdir(parents=True)
         sketch = np.full((24, 24), -1, np.float32)
         sketch[4:9, 4:9] = value
         volumes.write(tmp_path / name / "sketches" / "x.tif", sketch)
     (tmp_path / "BAD" / "labels").mkdir()
     volumes.write(tmp_path / "BAD" / "labels" / "x.tif", np.eye(24, dtype=np.int32))
-    args = [str(tmp_path / a / "sketches") if a in ("BAD", "ALONE") else a for a in args]
+    (tmp_path / "WALLS" / "labels").mkdir()
+    volumes.write(tmp_path / "WALLS" / "labels" / "x.tif", 1 + np.indices((24, 24), np.int32).sum(0) // 8)
+    args = [str(tmp_path / a / "sketches") if a in ("BAD", "ALONE", "WALLS") else a for a in args]
     with pytest.raises(SystemExit) as stop:
         sample(monkeypatch, model, tmp_path / "out", *args)
     error = capsys.readouterr().err
@@ -404,11 +411,117 @@ def test_mistakes_get_one_line_and_leave_nothing(model, monkeypatch, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("option", "value"), [("t_start", 200), ("shapes", "rounded")])
+@pytest.mark.parametrize(("option", "value"), [("t_start", 200), ("shapes", "rounded"), ("faithful", "drop")])
 def test_other_settings_do_not_mix_into_a_set(dataset, model, monkeypatch, capsys, option, value):
     with pytest.raises(SystemExit):
         sample(monkeypatch, model, dataset[0], *RECIPE, f"--{option}", value)
     assert f"was made with {option}" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def dim(tmp_path_factory):
+    """Ten sketches of nine cells, the brightest easily seen, the dimmest as dark as the background."""
+    root = tmp_path_factory.mktemp("dim")
+    grid, rng = np.indices((56, 64)), np.random.default_rng(0)
+    for folder in ("sketches", "labels"):
+        (root / folder).mkdir()
+    for i in range(10):
+        labels, sketch = np.zeros((56, 64), np.int32), np.full((56, 64), -0.8, np.float32)
+        for cell, level in enumerate(rng.permutation(np.linspace(-0.8, 0.7, 9))):
+            centre = np.array([9 + 19 * (cell // 3), 11 + 21 * (cell % 3)]).reshape(2, 1, 1)
+            inside = ((grid - centre) ** 2).sum(0) < 5.5**2
+            labels[inside], sketch[inside] = 2 * cell + 2, level
+        volumes.write(root / "labels" / f"{i}.tif", labels)
+        volumes.write(root / "sketches" / f"{i}.tif", sketch)
+    return "--sketches", root / "sketches"
+
+
+def entries(out):
+    return json.loads((out / "manifest.json").read_text())["files"]
+
+
+def test_vanished_cells_are_dropped_from_the_labels(dim, model, monkeypatch, tmp_path, capsys):
+    """The images stay, and so do all other labels; the last line tells of it, also where all is finished already."""
+    plain = sample(monkeypatch, model, tmp_path / "plain", *dim)
+    made = sample(monkeypatch, model, tmp_path / "set", *dim, "--faithful", "drop")
+    dropped = phantoms = 0
+    for name, (image, labels, sketch) in made.items():
+        before = plain[name]
+        np.testing.assert_array_equal(image, before[0])
+        np.testing.assert_array_equal(sketch, before[2])
+        found, entry = fidelity.fidelity(before[1], image), entries(tmp_path / "set")[name]
+        np.testing.assert_array_equal(labels, np.where(np.isin(before[1], found.vanished), 0, before[1]))
+        assert (entry["attempts"], entry["dropped"]) == (1, len(found.vanished))
+        assert entry["phantoms"] == len(found.phantoms) and entry["num_cells"] == len(np.unique(labels)) - 1
+        dropped, phantoms = dropped + len(found.vanished), phantoms + len(found.phantoms)
+    line = f"faithful: {dropped} cells dropped of 90, {phantoms} phantoms left in"
+    assert 0 < dropped < 90 and line in capsys.readouterr().out
+    sample(monkeypatch, model, tmp_path / "set", *dim, "--faithful", "drop")
+    assert line in capsys.readouterr().out
+
+
+def test_the_best_of_several_draws_is_kept(dim, model, monkeypatch, tmp_path):
+    """Each draw is one of noise of its own; the sets differ in nothing but how many draws there were."""
+    sets = {1: sample(monkeypatch, model, tmp_path / "1", *dim, "--faithful", "drop")}
+    for attempts in (2, 3):
+        options = ("--faithful", "redraw", "--attempts", attempts)
+        sets[attempts] = sample(monkeypatch, model, tmp_path / f"{attempts}", *dim, *options)
+    truth, redrawn = {file.stem: volumes.read_labels(file) for file in (dim[1].parent / "labels").iterdir()}, 0
+    for name, labels in truth.items():
+        found = {attempts: fidelity.fidelity(labels, made[name][0]) for attempts, made in sets.items()}
+        faults = [found[attempts].num_faults for attempts in (1, 2, 3)]
+        assert faults == sorted(faults, reverse=True)
+        same_image = [np.array_equal(sets[1][name][0], sets[attempts][name][0]) for attempts in (2, 3)]
+        assert same_image == [faults[1] == faults[0], faults[2] == faults[0]]  # of equals the first
+        entry, best = entries(tmp_path / "3")[name], found[3]
+        assert (entry["dropped"], entry["phantoms"]) == (len(best.vanished), len(best.phantoms))
+        assert entry["attempts"] == 3 or best.num_faults == 0
+        assert set(np.unique(sets[3][name][1])) == set(np.unique(labels)) - set(best.vanished.tolist())
+        redrawn += faults[2] < faults[0]
+    assert redrawn > 0
+
+
+def test_redrawn_files_depend_on_their_name_alone(dim, model, monkeypatch, tmp_path):
+    """Made by two workers, fewer, or with one file lost and made again: as in one go."""
+    options = (*dim, "--faithful", "redraw", "--attempts", 2)
+    one = sample(monkeypatch, model, tmp_path / "one", *options)
+    assert any(entry["attempts"] == 2 for entry in entries(tmp_path / "one").values())
+    sample(monkeypatch, model, tmp_path / "few", *options, "--num", 9)
+    (tmp_path / "few" / "labels" / "1.tif").unlink()
+    sample(monkeypatch, model, tmp_path / "few", *options, "--num", 9)
+    same(read(tmp_path / "few"), {name: one[name] for name in sorted(one)[:9]}, atol=1)
+    for part in ("2/2", "1/2"):
+        sample(monkeypatch, model, tmp_path / "two", *options, "--worker", part)
+    same(read(tmp_path / "two"), one, atol=1)
+    facts = ("attempts", "dropped", "phantoms", "num_cells")
+    told = [{n: [e[f] for f in facts] for n, e in entries(tmp_path / out).items()} for out in ("one", "two")]
+    assert told[0] == told[1]
+
+
+def test_draws_end_when_nothing_is_amiss_or_no_attempt_is_left():
+    jobs = tuple(image_files.ImageJob(name, (8, 8), None) for name in "abcde")
+    work = [image_files.Batch(jobs[:3], (8, 8), 3, (8, 8), True), image_files.Batch(jobs[3:], (8, 8), 3, (8, 8), True)]
+    draws, written = faithful.Draws(3), []
+
+    def settle(name, dropped, phantoms=0):
+        number = draws.attempt
+        return draws.settle(
+            name, {"dropped": dropped, "phantoms": phantoms}, lambda: written.append((name, number)) or {"at": number}
+        )
+
+    assert draws.stream("a") == ("sample", "a")
+    assert settle("a", 0) == {"at": 0, "dropped": 0, "phantoms": 0, "attempts": 1}
+    assert settle("b", 2, 1) is None and settle("c", 1) is None and settle("e", 3) is None
+    assert draws.settle("d", {}, lambda: {"at": 0}) == {"at": 0}  # not to be judged
+    (again,) = draws.again(work)
+    assert [job.name for job in again.jobs] == ["b", "c", "e"] and again.size == 3
+    assert draws.stream("b") == ("redraw", "b", 1)
+    assert settle("b", 4) is None and settle("c", 1) is None and settle("e", 0)["attempts"] == 2
+    assert [job.name for job in draws.again(work)[0].jobs] == ["b", "c"]
+    assert settle("b", 2) == {"at": 2, "dropped": 2, "phantoms": 0, "attempts": 3}
+    assert settle("c", 1) == {"at": 0, "dropped": 1, "phantoms": 0, "attempts": 3}  # the first of equals
+    assert written == [("a", 0), ("b", 0), ("c", 0), ("e", 0), ("e", 1), ("b", 2)]
+    assert draws.again(work) == []
 
 
 def test_fingerprint_tells_networks_apart(model):
