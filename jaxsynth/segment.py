@@ -71,7 +71,7 @@ def _add_predict(parser) -> None:
     parser.add_argument("--foreground", type=float, default=0.5, help="least foreground of a cell's voxels, 0..1 "
                         "(default: 0.5)")  # fmt: skip
     parser.add_argument("--flow_error", type=float, help="drop cells whose shape and flows differ by more "
-                        "(default: by the kind of flows; 0: none are dropped)")  # fmt: skip
+                        "(default: 0.6; 0: none are dropped)")  # fmt: skip
     parser.add_argument("--overlap", type=float, default=0.0, help="drop cells whose mean foreground is lower, 0..1 "
                         "(default: 0)")  # fmt: skip
     parser.add_argument("--min_size", type=int, help="drop cells of fewer voxels (default: a twentieth of the "

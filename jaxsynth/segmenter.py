@@ -17,7 +17,7 @@ from jaxsynth import checkpoint, devices, keys, trained
 from jaxsynth.data import pairs, tile_grid, tiles
 from jaxsynth.errors import InputError
 from jaxsynth.nn import flownet
-from jaxsynth.seg import flows, segmentation
+from jaxsynth.seg import segmentation
 from jaxsynth.tasks import flowseg
 
 MOST_ENLARGED = 4.0  # images with small cells grow by no more than this
@@ -125,7 +125,7 @@ def network(model: Segmenter, tile: tuple[int, ...] | None = None) -> Callable[[
             return jax.lax.with_sharding_constraint(batch, split)
 
         evaluate = tiles.tiled(flowseg.stages(model.parts, params), grid, many, constrain)
-        return flows.from_published(evaluate(image[..., None], jnp.int32(0), None))
+        return flowseg.read(model.parts, evaluate(image[..., None], jnp.int32(0), None))
 
     def run(image):
         shape = trained.rounded(image.shape)

@@ -54,6 +54,10 @@ class FlowNet(nn.Module):
         self.out = stage((f, f), self.norm, head=self.out_channels)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.tanh(self.raw(x))
+
+    def raw(self, x: jax.Array) -> jax.Array:
+        """The output before its tanh, for losses that need it."""
         unet.check_images(x)
         c1, c2 = self._fine(x)
         return self._head(c1, c2, self.deepen(self.d2(c2)), x.shape)
@@ -71,7 +75,7 @@ class FlowNet(nn.Module):
     def grow(self, x: jax.Array, deep: jax.Array) -> jax.Array:
         """The way back up: x as in `shrink` and what `deepen` returned -> float32 [B, *S, out_channels]."""
         unet.check_images(x)
-        return self._head(*self._fine(x), deep, x.shape)
+        return jnp.tanh(self._head(*self._fine(x), deep, x.shape))
 
     def _fine(self, x):
         c1 = self.c1(unet.pad_to_multiple(x))
@@ -80,7 +84,7 @@ class FlowNet(nn.Module):
     def _head(self, c1, c2, deep, shape):
         c6 = self.c6(self.u2(deep), c2)
         out = self.out(self.c7(self.u3(c6), c1))
-        return jnp.tanh(out.astype(jnp.float32)[(slice(None), *(slice(size) for size in shape[1:-1]))])
+        return out.astype(jnp.float32)[(slice(None), *(slice(size) for size in shape[1:-1]))]
 
 
 def _transposed(low: int, high: int) -> tuple[int, int]:

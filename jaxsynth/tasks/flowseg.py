@@ -1,6 +1,7 @@
 """Segmentation by flows: the network tells for every voxel whether it lies in a cell, and the way to the cell's centre.
 
-Source: Stringer et al., "Cellpose" (2021); in 3D Eschweiler et al. (papers 001, 003), whose loss this is.
+Two kinds, by config.seg.target. "heat": Stringer et al., "Cellpose" (2021), the foreground as a probability.
+"centroid": the papers' (001, 003), whose published networks tell the foreground as 0 or 1.
 A task is five functions: build, init, step, validate, preview.
 """
 
@@ -91,13 +92,19 @@ def init(parts: Parts, key: jax.Array, batch_shape: tuple[int, ...]) -> TrainSta
 
 
 def predict(parts: Parts, params, images: jax.Array) -> jax.Array:
-    """Images float32 [B, *S, 1] -> float32 [B, *S, 1 + D]: foreground, about 0 to 1, and flows in the order of the
-    axes, towards the cells' centres."""
-    return flows.from_published(parts.net.apply({"params": params}, images))
+    """Images float32 [B, *S, 1] -> float32 [B, *S, 1 + D], see `read`."""
+    return read(parts, parts.net.apply({"params": params}, images))
+
+
+def read(parts: Parts, output: jax.Array) -> jax.Array:
+    """What the network's output float32 [..., 1 + D] tells: the foreground, 0 to 1, and the flow along every axis
+    towards the cell's centre."""
+    found = flows.from_published(output)
+    return found if parts.target == "centroid" else found.at[..., 0].set((1 + found[..., 0]) / 2)
 
 
 def stages(parts: Parts, params) -> tiles.Stages:
-    """The same network in three parts, for images in tiles; what `predict` does with the output is left to do."""
+    """The same network in three parts, for images in tiles; `read` is left to do."""
 
     def part(method):
         return lambda *arrays: parts.net.apply({"params": params}, *arrays, method=method)
@@ -113,19 +120,26 @@ def stages(parts: Parts, params) -> tiles.Stages:
 
 
 def losses(parts: Parts, params, batch: dict[str, jax.Array], wanted: jax.Array) -> jax.Array:
-    """Loss of every image, float32 [B]: absolute error of the foreground plus squared error of the flows, weighted by
-    the foreground; without what lies beyond the image.
+    """Loss of every image, float32 [B]: that of the foreground plus the squared error of the flows, weighted by the
+    foreground; without what lies beyond the image.
+
+    The foreground's is the cross-entropy, with centroids the absolute error, as published; that one learns sparse and
+    dim cells late.
 
     Args:
       batch: "image" float32 [B, *S, 1], "labels" int32 [B, *S], -1 beyond the image.
       wanted: float32 [B, *S, 1 + D], from `targets`.
     """
-    found = predict(parts, params, batch["image"])
+    raw = parts.net.apply({"params": params}, batch["image"], method="raw")
     known = (batch["labels"] >= 0).astype(jnp.float32)
     axes = tuple(range(1, known.ndim))
-    foreground = (jnp.abs(found[..., 0] - wanted[..., 0]) * known).sum(axes) / jnp.maximum(known.sum(axes), 1)
+    if parts.target == "centroid":
+        error = jnp.abs(jnp.tanh(raw[..., 0]) - wanted[..., 0])
+    else:
+        error = optax.sigmoid_binary_cross_entropy(2 * raw[..., 0], wanted[..., 0])  # (1 + tanh(x)) / 2 = sigmoid(2 x)
+    foreground = (error * known).sum(axes) / jnp.maximum(known.sum(axes), 1)
     weight = jnp.clip(wanted[..., 0], LEAST_WEIGHT) * known
-    error = jnp.square(found[..., 1:] - wanted[..., 1:]).mean(-1)
+    error = jnp.square(read(parts, jnp.tanh(raw))[..., 1:] - wanted[..., 1:]).mean(-1)
     return foreground + (error * weight).sum(axes) / jnp.maximum(weight.sum(axes), 1)
 
 
