@@ -16,12 +16,17 @@ LABELS = ("labels", "true labels", "nuclei", "seeds")
 
 
 def metadata(args) -> dict | None:
-    """The metadata of --checkpoint."""
+    """The metadata of --checkpoint. Raises InputError where that is no diffusion model's."""
     if not args.checkpoint:
         return None
     from jaxsynth import checkpoint
 
-    return checkpoint.read_metadata(Path(args.checkpoint))
+    found = checkpoint.read_metadata(Path(args.checkpoint))
+    if not found["intensity"]:
+        raise InputError(
+            f"--checkpoint {args.checkpoint} is of task {found['config']['task']!r}, which makes no images"
+        )
+    return found
 
 
 def intensity(metadata: dict | None):

@@ -63,8 +63,8 @@ def _add_predict(parser) -> None:
     parser.add_argument("--step", default="best", help="which checkpoint: best, latest or a step (default: best)")
     parser.add_argument("--images", required=True, help="folder, glob or file")
     parser.add_argument("--out", required=True, help="folder of the label images")
-    parser.add_argument("--channel", type=int, help="channel of images with several")
-    parser.add_argument("--dataset", help="data set inside HDF5 files (default: data/image)")
+    parser.add_argument("--channel", type=int, help="channel of images with several (default: the training's)")
+    parser.add_argument("--dataset", help="data set inside HDF5 files (default: the training's)")
     parser.add_argument("--num", type=int, help="the first so many images only")
     parser.add_argument("--diameter", type=float, metavar="VOXELS",
                         help="of the cells in the plane (default: as in the training)")  # fmt: skip
@@ -92,6 +92,11 @@ def train(args: argparse.Namespace, overrides: list[str]) -> None:
     """Trains as `jaxsynth.train` does with a task flowseg."""
     import os
 
+    for name in ("images", "labels", "val_images", "val_labels"):
+        if args.recipe and getattr(args, name):
+            raise InputError(f"--{name} does not go with --recipe, whose specimens need no files")
+    if args.renderer and not args.recipe:
+        raise InputError("--renderer makes images of simulated cells: it goes with --recipe")
     given = {
         "data.path": args.images,
         "seg.labels": args.labels,
@@ -131,8 +136,11 @@ def predict(args: argparse.Namespace, _) -> None:
     from jaxsynth.seg import segmentation
 
     model = segmenter.open_segmenter(args.checkpoint, args.step)
-    if args.tile is not None and len(args.tile) != model.ndim:
-        raise InputError(f"--tile: expected {model.ndim} numbers, got {args.tile}")
+    if args.tile is not None and (len(args.tile) != model.ndim or min(args.tile) < segmenter.LEAST_TILE):
+        raise InputError(f"--tile: expected {model.ndim} sizes of {segmenter.LEAST_TILE} or more, got {args.tile}")
+    data = model.config.data
+    channel = args.channel if args.channel is not None else None if data.channel < 0 else data.channel
+    dataset = args.dataset or data.dataset
     opened = volumes.find_files(args.images)[: args.num]
     names = [file.stem for file in opened]
     if len(set(names)) < len(names):
@@ -142,7 +150,7 @@ def predict(args: argparse.Namespace, _) -> None:
     options = segmentation.Options(foreground=args.foreground, flow_error=args.flow_error, overlap=args.overlap)
 
     def read(name):
-        image = volumes.read(files[name], channel=args.channel, dataset=args.dataset)
+        image = volumes.read(files[name], channel=channel, dataset=dataset)
         if image.ndim != model.ndim:
             raise InputError(f"{files[name]}: is {image.ndim}D {image.shape}, the network is {model.ndim}D")
         if not np.isfinite(image).all():
@@ -152,6 +160,9 @@ def predict(args: argparse.Namespace, _) -> None:
     read(names[0])
     out = Path(args.out)
     settings = {
+        "images": args.images,
+        "channel": args.channel,
+        "dataset": args.dataset,
         "checkpoint_step": model.folder.name,
         "checkpoint_sha256": checkpoint.fingerprint(model.params),
         "diameter": args.diameter,
@@ -163,7 +174,7 @@ def predict(args: argparse.Namespace, _) -> None:
     segment = segmenter.segment(model, options, min_size=args.min_size, tile=args.tile)
 
     def make(name):
-        image, spacing = read(name), volumes.spacing_um(files[name], dataset=args.dataset)
+        image, spacing = read(name), volumes.spacing_um(files[name], dataset=dataset)
         spacing = spacing if spacing and len(spacing) == model.ndim else None
         scale = segmenter.scale_for(model, spacing, args.diameter)
         labels = segment(image, scale)
@@ -198,8 +209,6 @@ def _check(args) -> None:
             raise InputError(f"--{name}: expected {least} or more, got {value}")
     if args.diameter is not None and not args.diameter > 0:
         raise InputError(f"--diameter: expected a positive number of voxels, got {args.diameter}")
-    if args.tile is not None and min(args.tile) < 8:
-        raise InputError(f"--tile: expected sizes of 8 or more, got {args.tile}")
 
 
 def score(args: argparse.Namespace, _) -> None:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsynth import keys, specimens, train_start, trained
+from jaxsynth import devices, keys, specimens, train_start, trained
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import pairs, stream, volumes
 from jaxsynth.errors import InputError
@@ -20,16 +20,16 @@ from jaxsynth.train_source import VAL_PATCHES, Source
 ROOM = 1.5  # edge of a specimen over that of a patch
 
 
-def open_source(config, saved: dict | None) -> Source:
+def open_source(config, saved: dict | None, inherited: None = None) -> Source:
     """Batches as `data.pairs.batches` describes them; fills in data.patch, seg.scale and seg.capacity where open.
 
     Args:
-      saved: metadata of the run's checkpoint, whose scale is kept.
+      saved: metadata of the run's checkpoint, whose scale is kept. inherited: not used.
 
     Raises:
       InputError: unusable files or numbers, or neither files nor a recipe.
     """
-    if saved and not config.seg.scale:
+    if saved and not config.seg.scale:  # the task is the same, or it would not have come so far
         config.seg.scale = tuple(saved["config"]["seg"]["scale"])
     if bool(config.data.path) == bool(config.seg.recipe):
         raise InputError("expected either images, data.path with seg.labels, or a recipe, seg.recipe, to train on")
@@ -60,7 +60,10 @@ def _from_files(config) -> Source:
     _fill_in(config, opened.ndim, extent)
     train_set = pairs.prepare(opened, labels, config.seg.scale, data.normalization)
     held_out = pairs.prepare(held_set, held_labels, config.seg.scale, data.normalization) if held_labels else train_set
-    config.seg.capacity = config.seg.capacity or max(train_set.most_cells, held_out.most_cells)
+    most = max(train_set.most_cells, held_out.most_cells)
+    if 0 < config.seg.capacity < most:
+        raise InputError(f"seg.capacity={config.seg.capacity}: there are images of {most} cells; leave it at 0")
+    config.seg.capacity = config.seg.capacity or most
     limit = data.device_limit_gib * 2**30
     if train_set.num_bytes > limit:
         raise InputError(
@@ -92,7 +95,8 @@ def _from_files(config) -> Source:
 
 def _from_recipe(config) -> Source:
     seg, data = config.seg, config.data
-    model = trained.open_trained(seg.checkpoint) if seg.checkpoint else None
+    mesh = devices.mesh_for(data.batch_size, config.optim.accumulate, config.parallel.space)
+    model = trained.open_trained(seg.checkpoint, mesh=mesh) if seg.checkpoint else None
     metadata = model and model.metadata
     shape, spacing = tuple(seg.shape) or None, tuple(seg.spacing_um) or None
     plan = specimens.plan(seg.recipe, shape, spacing, None, metadata)

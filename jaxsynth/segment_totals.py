@@ -77,6 +77,11 @@ def totals(rows: list[dict] | list[list[dict]], partial: bool = False) -> dict:
     def estimate(name):
         # Seeds and thresholds are averaged, images pooled.
         above, below = (part.reshape(-1, len(names)) for part in terms[name])
+        # Images in which there was nothing to find and nothing found tell nothing, and resamples of these alone less.
+        told = (below + above).any(0)
+        if not told.any():
+            return {"value": math.nan, "low": math.nan, "high": math.nan}
+        above, below = above[:, told], below[:, told]
         half = len(above)
 
         def statistic(values, axis):

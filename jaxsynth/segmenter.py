@@ -22,6 +22,7 @@ from jaxsynth.tasks import flowseg
 
 MOST_ENLARGED = 4.0  # images with small cells grow by no more than this
 SMALLEST = 0.05  # of a typical cell's voxels
+LEAST_TILE = 2 * flownet.margin() + tile_grid.STRIDE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,17 +105,25 @@ def least_size(model: Segmenter, scale: tuple[float, ...]) -> int:
     return int(SMALLEST * typical * math.prod(model.config.seg.scale) / math.prod(scale))
 
 
+def num_steps(model: Segmenter) -> int:
+    """Steps in which the flows of cells half as wide again as the training's arrive, see `seg.follow.segment`."""
+    extent = (model.metadata.get("cells") or {}).get("extent_vox") or [0.0]
+    return round(max(size * factor for size, factor in zip(extent, model.config.seg.scale, strict=False)))
+
+
 def network(model: Segmenter, tile: tuple[int, ...] | None = None) -> Callable[[np.ndarray], jax.Array]:
     """A function of an image float32 [*S], scaled and at the network's size, to float32 [*S, 1 + D] on the device.
 
-    Images too large for the device's memory pass through the network in tiles, without seams. Sizes are rounded up by
-    reflection to one of few, each compiled once.
+    Images too large for the device's memory pass through the network in tiles, without seams; with an instance norm
+    tiles have statistics of their own, and are blended. Sizes are rounded up by reflection to one of few, each compiled
+    once.
 
     Args:
       tile: the largest tile, voxels; default: as large as the memory allows.
     """
     split, many = devices.split(model.mesh), model.mesh.shape["data"]
     margin = flownet.margin()
+    longest_overlap = functools.partial(tile_grid.longest_overlap, margin=margin)
 
     @functools.partial(jax.jit, static_argnames="grid")
     def whole(params, image, grid):
@@ -130,9 +139,13 @@ def network(model: Segmenter, tile: tuple[int, ...] | None = None) -> Callable[[
     def run(image):
         shape = trained.rounded(image.shape)
         padded = np.pad(image, [(0, n - m) for n, m in zip(shape, image.shape, strict=True)], mode="reflect")
-        features = model.parts.net.features
-        size = tile or tile_grid.choose_tile(shape, features=features, num_devices=many, margin=margin)
-        grid = tile_grid.plan_tiles(shape, size, margin=margin)
+        features, overlap, count = model.parts.net.features, None, many
+        if model.parts.net.norm == "instance":
+            # As `trained.grid_for`: the result depends on the tiles, which must not depend on the number of devices.
+            longest = [trained.INSTANCE_OVERLAP] * len(shape) if tile is None else map(longest_overlap, tile)
+            overlap, count = tuple(max(2 * margin, min(trained.INSTANCE_OVERLAP, n)) for n in longest), 1
+        size = tile or tile_grid.choose_tile(shape, overlap, features=features, num_devices=count, margin=margin)
+        grid = tile_grid.plan_tiles(shape, size, overlap, margin=margin)
         return whole(model.params, padded, grid)[tuple(map(slice, image.shape))]
 
     return run
@@ -152,7 +165,8 @@ def segment(
 
     def one(image, scale):
         output = run(pairs.shrunk(pairs.scaled(image, model.config.data.normalization), scale))
-        own = dataclasses.replace(options, min_size=least_size(model, scale) if min_size is None else min_size)
+        least = least_size(model, scale) if min_size is None else min_size
+        own = dataclasses.replace(options, min_size=least, num_steps=max(options.num_steps, num_steps(model)))
         return segmentation.segment_image(output, image.shape, model.parts.target, own)
 
     return one

@@ -82,8 +82,8 @@ def train(config, workdir: Path, profile: str | None = None) -> None:
     task = train_start.find_task(config.task)
     # A task may start from another run: it fills in the configuration from there and takes over the scale of images.
     inherited = task.inherit(config) if hasattr(task, "inherit") else None
-    saved = train_start.saved_metadata(workdir)
-    source = train_start.find_source(task).open_source(config, saved or inherited)
+    saved = train_start.saved_metadata(workdir, config.task)
+    source = train_start.find_source(task).open_source(config, saved, inherited)
     train_start.check_same(workdir, saved, config)
     parts = task.build(config)
     patch = tuple(config.data.patch)  # filled in now where the configuration left it open

@@ -1,6 +1,6 @@
 """Where the batches of a training run come from: what `train` asks of a source, and the source of unlabelled images.
 
-A task names its source as SOURCE, a module with `open_source(config, saved) -> Source`; without it, this one.
+A task names its source as SOURCE, a module with `open_source(config, saved, inherited)`; without it, this one.
 """
 
 import dataclasses
@@ -47,19 +47,21 @@ class Source:
     begin: Callable[[jax.Array, int, Placing], tuple[Iterator, list, Callable[[], dict]]]
 
 
-def open_source(config, saved: dict | None) -> Source:
+def open_source(config, saved: dict | None, inherited: dict | None = None) -> Source:
     """Patches of unlabelled images, see `data.stream.batches`; fills in config.data.patch where it is open.
 
     Args:
-      saved: metadata of the run's checkpoint, or of another one the run starts from, whose scale of brightness is kept.
+      saved: metadata of the run's checkpoint. inherited: of another run that it starts from. Their scale of brightness
+        is kept.
 
     Raises:
       InputError: unusable images, or of another kind than before.
     """
     train_set, val_set = train_start.open_images(config)
     patch, batch_size = tuple(config.data.patch), config.data.batch_size  # the patch is filled in now
-    intensity = intensities.Intensity.from_dict(saved["intensity"]) if saved else None
-    if saved and intensity.dtype != train_set.dtype.name:
+    before = saved or inherited
+    intensity = intensities.Intensity.from_dict(before["intensity"]) if before else None
+    if before and intensity.dtype != train_set.dtype.name:
         raise InputError(f"trained so far on {intensity.dtype} images, {config.data.path} is {train_set.dtype}")
     resident = stream.fits_on_device(train_set, config.data.device_limit_gib * 2**30)
 
@@ -77,13 +79,12 @@ def open_source(config, saved: dict | None) -> Source:
 
         def metadata():
             lead = jax.process_index() == 0
-            known = saved is not None and "cells" in saved
-            seen = survey.survey(train_set, scale) if lead and not known else None
+            seen = survey.survey(train_set, scale) if lead and saved is None else None
             return {
                 "intensity": scale.to_dict(),
                 "spacing_um": train_set.spacing_um,
                 "num_files": len(train_set.paths),
-                "cells": saved["cells"] if known else seen and dataclasses.asdict(seen),
+                "cells": saved["cells"] if saved else seen and dataclasses.asdict(seen),
             }
 
         return batches, val_batches, metadata

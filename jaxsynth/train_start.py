@@ -103,9 +103,19 @@ def open_images(config):
     return volumes.subset(whole, range(count - held)), val
 
 
-def saved_metadata(workdir: Path) -> dict | None:
-    """The metadata of the run's latest checkpoint, or None for a new run."""
-    return checkpoint.read_metadata(workdir, "latest") if checkpoint.exists(workdir) else None
+def saved_metadata(workdir: Path, task: str) -> dict | None:
+    """The metadata of the run's latest checkpoint, or None for a new run.
+
+    Raises:
+      InputError: the run is of another task.
+    """
+    if not checkpoint.exists(workdir):
+        return None
+    saved = checkpoint.read_metadata(workdir, "latest")
+    before = saved["config"]["task"]
+    if before != task:
+        raise InputError(f"{workdir} was trained with task={before}, now {task}: use another --workdir")
+    return saved
 
 
 def check_same(workdir: Path, saved: dict | None, config) -> None:

@@ -66,13 +66,13 @@ class Trained:
         return self.mesh.shape["data"]
 
 
-def open_trained(path: str | Path, step: str = "best") -> Trained:
-    """The model of a training run. `path`, `step`: see `checkpoint.find`.
+def open_trained(path: str | Path, step: str = "best", mesh: Mesh | None = None) -> Trained:
+    """The model of a training run. `path`, `step`: see `checkpoint.find`; `mesh`: the devices, default all.
 
     Raises:
       InputError: no checkpoint, or one of a network that samples no images.
     """
-    mesh = devices.make_mesh()
+    mesh = mesh or devices.make_mesh()
     saved = checkpoint.find(path, step)  # once: a training may be adding others meanwhile
     metadata = checkpoint.read_metadata(saved)
     config = ConfigDict(metadata["config"])

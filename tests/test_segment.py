@@ -1,6 +1,7 @@
 """The segmentation command as a user runs it: trained on files or without any, applied, resumed, given what it cannot
 use."""
 
+import argparse
 import json
 import sys
 
@@ -8,11 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxsynth import cli, segment, segmenter
+from jaxsynth import cli, devices, outputs, segment, segment_source, segmenter, train_source
+from jaxsynth import keys as streams
 from jaxsynth.data import pairs, volumes
 from jaxsynth.errors import InputError
 from jaxsynth.metrics import overlap
 from jaxsynth.seg import segmentation
+from jaxsynth.tasks import flowseg
 
 SMALL = {
     "data.patch": "(32,32)",
@@ -95,8 +98,9 @@ def test_it_learns_to_segment(trained, data, tmp_path, capsys):
     capsys.readouterr()
     run(*args)
     assert "6 of 6 are finished already" in capsys.readouterr().out
-    with pytest.raises(InputError, match="choose another --out"):
-        run(*args, "--foreground", 0.9)
+    for more in (["--foreground", 0.9], ["--images", data / "labels"], ["--channel", 0]):
+        with pytest.raises(InputError, match="choose another --out"):
+            run(*args, *more)
     run("score", "--reference", data / "labels", "--segmentation", tmp_path / "out", "--out", tmp_path / "scores")
     assert "SEG" in capsys.readouterr().out
 
@@ -141,16 +145,13 @@ def test_training_on_the_diffusion_models_images(data, tmp_path, capsys):
     config.data.path, config.data.patch, config.model.features = str(data / "images"), (32, 32), 4
     toy.untrained_run(tmp_path / "model", config)
     run("train", "--recipe", "nuclei", "--renderer", tmp_path / "model", "--workdir", tmp_path / "run",
-        *keys(**{"train.num_steps": 2, "seg.shape": "(48,48)"}))  # fmt: skip
+        *keys(**{"train.num_steps": 2, "seg.shape": "(48,48)", "data.batch_size": 4}))  # fmt: skip
     assert "rendered by" in capsys.readouterr().out
     assert segmenter.open_segmenter(tmp_path / "run").metadata["spacing_um"] == [0.5, 0.5]
 
 
 def test_the_stream_has_the_labels_of_its_images(tmp_path):
     """Under a microscope the foreground is brighter."""
-    from jaxsynth import devices, segment_source, train_source
-    from jaxsynth import keys as streams
-
     config = cli.read_config("configs/flowseg.py", [*keys(**{"seg.recipe": "nuclei", "seg.reuse": 2})])
     source = segment_source.open_source(config, None)
     mesh = devices.make_mesh()
@@ -179,6 +180,10 @@ def test_the_stream_has_the_labels_of_its_images(tmp_path):
         (["train", "--images", "{images}", "--labels", "{labels}", "--config.data.device_limit_gib=0.0"], "GiB"),
         (["train", "--images", "{images}", "--labels", "{labels}", "--val_images", "{images}"], "--val_labels"),
         (["train", "--config", "configs/ddpm.py", "--images", "{images}"], "expected flowseg"),
+        (["train", "--images", "{images}", "--labels", "{labels}", "--config.seg.capacity=3"], "seg.capacity"),
+        (["train", "--images", "{images}", "--labels", "{labels}", "--config.data.normalization=minmax"], "asinh"),
+        (["train", "--recipe", "nuclei", "--val_images", "{images}"], "--val_images"),
+        (["train", "--images", "{images}", "--labels", "{labels}", "--renderer", "{images}"], "--renderer"),
     ],
 )
 def test_mistakes_in_training_get_one_line(data, tmp_path, args, message):
@@ -196,6 +201,7 @@ def test_mistakes_in_predicting_get_one_line(trained, data, tmp_path):
         ([volume], "is 3D"),
         (["nowhere"], "nowhere"),
         ([data / "images", "--tile", "64"], "--tile"),
+        ([data / "images", "--tile", "48,48"], "56 or more"),
         ([data / "images", "--foreground", "2"], "--foreground"),
         ([data / "images", "--diameter", "0"], "--diameter"),
         ([data / "images", "--flow", "1"], "--flow"),
@@ -211,3 +217,23 @@ def test_mistakes_in_predicting_get_one_line(trained, data, tmp_path):
         config.data.path, config.data.patch, config.model.features = str(data / "images"), (32, 32), 4
         toy.untrained_run(tmp_path / "model", config)
         run("predict", "--checkpoint", tmp_path / "model", "--out", tmp_path / "out", "--images", data / "images")
+    with pytest.raises(InputError, match="task=ddpm, now flowseg"):
+        run("train", "--recipe", "nuclei", "--workdir", tmp_path / "model")
+    with pytest.raises(InputError, match="makes no images"):
+        outputs.metadata(argparse.Namespace(checkpoint=trained))
+
+
+@pytest.mark.parametrize("norm", ["group", "instance"])
+def test_labels_do_not_depend_on_the_number_of_devices(norm):
+    """The tiles of a network whose norm sees the whole of them are the same on one device and on eight."""
+    own = {"model.norm": norm, "seg.capacity": 1, "seg.scale": "(1.0,1.0)", "data.patch": "(32,32)"}
+    config = cli.read_config("configs/flowseg.py", keys(**own))
+    parts = flowseg.build(config)
+    image = pairs.scaled(picture(3, (150, 90))[0])
+    params = flowseg.init(parts, streams.root(0), (1, 32, 32, 1)).params
+    found = []
+    for number in (1, 8):
+        mesh = devices.make_mesh(jax.devices()[:number])
+        model = segmenter.Segmenter(None, {}, config, parts, jax.device_put(params, devices.replicated(mesh)), mesh)
+        found.append(np.asarray(segmenter.network(model)(image)))
+    np.testing.assert_allclose(*found, atol=1e-4)

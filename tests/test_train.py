@@ -208,7 +208,7 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     folder.mkdir(parents=True)
     (tmp_path / "checkpoints" / "10" / "state").mkdir()
     (folder / "metadata").write_text(json.dumps({"config": old}))
-    saved = saved_metadata(tmp_path)
+    saved = saved_metadata(tmp_path, "ddpm")
     assert saved == {"config": json.loads(json.dumps(old))}
     check_same(tmp_path, saved, config)
     config.diffusion.prediction = "v"

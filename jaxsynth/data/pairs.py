@@ -87,7 +87,9 @@ def scaled(image, method: str = "asinh"):
     xp = jnp if isinstance(image, jax.Array) else np
     image = xp.asarray(image, xp.float32)
     low, high = xp.percentile(image, xp.asarray(PERCENTILES[method]))
-    linear = (image - low) / xp.maximum(high - low, 1e-6 * xp.maximum(xp.abs(high), 1.0))
+    least = 1e-6 * xp.maximum(xp.abs(high), 1.0)
+    high = xp.where(high - low > least, high, image.max())  # few cells on a clipped background
+    linear = (image - low) / xp.maximum(high - low, least)
     if method == "percentile":
         return xp.clip(linear, 0, 1).astype(xp.float32)
     return (xp.arcsinh(BEND * linear) / math.asinh(BEND)).astype(xp.float32)
@@ -124,9 +126,7 @@ def cell_extent(labels: Sequence[np.ndarray]) -> tuple[float, ...] | None:
     """
     whole, cut = [], []
     for image in labels:
-        for box in ndimage.find_objects(image):
-            if box is None:
-                continue
+        for box in ndimage.find_objects(shrunk_labels(image, (1.0,) * image.ndim)):
             size = [part.stop - part.start for part in box]
             inside = all(part.start > 0 and part.stop < n for part, n in zip(box[-2:], image.shape[-2:], strict=True))
             (whole if inside else cut).append(size)
@@ -167,7 +167,8 @@ def open_pairs(
     found, matched = [], []
     for image_place, label_place in zip(image_places, label_places, strict=True):
         files = volumes.find_files(image_place)
-        by_stem = {file.stem: file for file in volumes.find_files(label_place)}
+        by_stem = _by_stem(volumes.find_files(label_place), label_place)
+        _by_stem(files, image_place)
         for file in files:
             if file.stem not in by_stem:
                 raise InputError(f"{label_place} has no label image for {file.name}")
@@ -181,6 +182,15 @@ def open_pairs(
     order = sorted(range(len(found)), key=lambda i: found[i])
     opened = volumes.open_set(found, channel=channel, dataset=dataset, spacing=spacing_um)
     return opened, [matched[i] for i in order]
+
+
+def _by_stem(files: list[Path], place: str) -> dict[str, Path]:
+    found = {}
+    for file in files:
+        if file.stem in found:
+            raise InputError(f"{place}: two files are named {file.stem}: {found[file.stem]} and {file}")
+        found[file.stem] = file
+    return found
 
 
 def _places(path) -> list[str]:

@@ -221,18 +221,23 @@ def cell_diameter(labels: np.ndarray) -> np.ndarray | None:
 
 def check_gaps(labels: np.ndarray) -> None:
     """Raises InputError where labels have no gaps: cells between membranes are dark, and no blobs."""
+    share = touching_share(labels)
+    if share > TOUCHING:
+        raise InputError(
+            f"labels: expected background between cells, as between nuclei, but {share:.0%} of their surface touches "
+            "others; membranes can be judged by a given segmentation alone"
+        )
+
+
+def touching_share(labels: np.ndarray) -> float:
+    """How much of the surface of labels [*S] touches other labels, in [0, 1]."""
     touching = free = 0
     for axis in range(labels.ndim):
         planes = np.moveaxis(labels, axis, 0)
         one, other = planes[1:], planes[:-1]
         differ, both = one != other, (one > 0) & (other > 0)
         touching, free = touching + int((differ & both).sum()), free + int((differ & ~both).sum())
-    share = touching / max(touching + free, 1)
-    if share > TOUCHING:
-        raise InputError(
-            f"labels: expected background between cells, as between nuclei, but {share:.0%} of their surface touches "
-            "others; membranes can be judged by a given segmentation alone"
-        )
+    return touching / max(touching + free, 1)
 
 
 def _compact(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

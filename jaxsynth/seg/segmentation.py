@@ -116,7 +116,7 @@ def fill_holes(labels: np.ndarray) -> np.ndarray:
     filled = labels.copy()
     for label, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is not None:
-            hole = ndimage.binary_fill_holes(labels[box] == label) & (labels[box] == 0)
+            hole = ndimage.binary_fill_holes(labels[box] == label) & (filled[box] == 0)
             filled[box][hole] = label
     return filled
 

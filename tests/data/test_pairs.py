@@ -67,6 +67,14 @@ def test_what_does_not_match_is_named(folder):
         pairs.open_pairs(str(folder / "images"), f"{folder / 'labels'},{folder / 'labels'}")
 
 
+def test_two_files_of_one_name_are_refused(folder):
+    for part in ("images", "labels"):
+        (folder / "more" / part).mkdir(parents=True)
+        volumes.write(folder / "more" / part / "a.tif", volumes.read(folder / part / "a.tif"))
+    with pytest.raises(InputError, match="two files are named a"):
+        pairs.open_pairs(str(folder / "**" / "images" / "*.tif"), str(folder / "**" / "labels" / "*.tif"))
+
+
 def test_labels_of_another_shape_are_refused(folder):
     volumes.write(folder / "labels" / "b.tif", discs((60, 60))[0].astype(np.uint16))
     opened, files = pairs.open_pairs(str(folder / "images"), str(folder / "labels"))
@@ -82,6 +90,9 @@ def test_brightness_does_not_depend_on_units():
     low, high = np.percentile(one, [1, 99.8])
     assert low == pytest.approx(0, abs=1e-5) and high == pytest.approx(1, abs=1e-5)
     assert np.isfinite(pairs.scaled(np.full((9, 9), 7, np.uint8))).all()
+    few = np.zeros((512, 512), np.uint8)
+    few[:10, :10] = 200
+    assert pairs.scaled(few).max() == pytest.approx(1)
     linear = pairs.scaled(image, "percentile")  # as the published network has it
     low, high = np.percentile(image, [2, 98])
     np.testing.assert_allclose(linear, np.clip((image - low) / (high - low), 0, 1), atol=1e-5)
@@ -95,6 +106,7 @@ def test_extent_and_scale():
     assert pairs.choose_scale((10.0, 60.0, 60.0), 30) == (1.0, 0.5, 0.5)
     assert pairs.choose_scale((60.0, 60.0), 0) == (1.0, 1.0)
     assert pairs.cell_extent([np.zeros((5, 5), np.int32)]) is None
+    assert pairs.cell_extent([np.where(labels > 0, labels + 2 * 10**9, 0)]) == (13.0, 13.0)  # whatever the numbers
 
 
 def test_shrunk_labels_stay_where_the_image_has_them():
