@@ -9,14 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxsynth import quickstart as quickstart_command
 from jaxsynth.data import volumes
 
 ROOT = Path(__file__).parent.parent
 
 
+def one_device():
+    return os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
+
+
 def quickstart(*args):
     words = [sys.executable, "-m", "jaxsynth.quickstart", *map(str, args)]
-    env = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
+    env = os.environ | {"XLA_FLAGS": one_device()}
     return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
 
 
@@ -41,15 +46,25 @@ def test_without_a_folder_and_again(tmp_path):
     assert other.returncode == 2 and other.stderr.count("\n") == 1
 
 
-def test_on_a_folder_of_3d_images(tmp_path):
+def test_on_a_folder_of_3d_images(tmp_path, monkeypatch):
+    """The steps as they are, but for smaller patches to train on: its validation alone takes 16 of them."""
+    step = quickstart_command._step
+
+    def smaller(number, what, command, *args):
+        step(number, what, command, *args, *(["--config.data.patch=(8,24,24)"] if command == "train" else []))
+
+    monkeypatch.setattr(quickstart_command, "_step", smaller)
     rng = np.random.default_rng(0)
     (tmp_path / "mine").mkdir()
     for i in range(2):
         image = rng.normal(200, 20, (12, 40, 40))
         image[3:9, 8:20, 10:24] += 900
         volumes.write(tmp_path / "mine" / f"{i}.tif", image.astype(np.uint16), spacing_um=(2.0, 0.5, 0.5))
-    done = quickstart(tmp_path / "mine", "--out", tmp_path / "quick", "--train_steps", 1)
-    assert done.returncode == 0, done.stderr
+    words = ["quickstart", str(tmp_path / "mine"), "--out", str(tmp_path / "quick"), "--train_steps", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("XLA_FLAGS", one_device())
+    quickstart_command.main()
     made = volumes.read(next((tmp_path / "quick" / "dataset" / "images").iterdir()))
     assert made.shape == (12, 40, 40) and made.dtype == np.uint16
 
