@@ -149,7 +149,7 @@ def run(planned: list[Stage], name: str, args, tokens: dict[str, str], only: set
             if not (ready.get("finished") and ready.get("token") == tokens[need]):
                 raise InputError(f"{name} {stage.name} needs {name} {need}, which is missing or was made otherwise: "
                                  "leave --only out, or give the arguments it was made with")  # fmt: skip
-        if not before and stage.out.exists():
+        if not before and stage.out.is_dir() and any(stage.out.iterdir()):
             raise InputError(f"{stage.out} is there, but no note in {note.parent} tells of it: move it away")
         if not begun and stage.out.exists():
             print(f"{name} {stage.name}: its command or input has changed, made again", flush=True)

@@ -289,6 +289,16 @@ def test_a_failed_stage_names_its_log_and_is_resumed(tmp_path):
     assert count(tmp_path, "first") == 2
 
 
+def test_what_no_note_tells_of_is_left_alone(tmp_path):
+    """It may be hours of somebody's work."""
+    out = tmp_path / "out" / "first"
+    out.mkdir(parents=True)
+    (out / "work").touch()
+    with pytest.raises(InputError, match="move it away"):
+        runner(tmp_path)(Stage("first", "segment", ("experiment", "--help"), out))
+    assert (out / "work").exists()
+
+
 def test_a_stage_whose_input_is_not_made_is_refused(tmp_path):
     run = runner(tmp_path)
     missing = Stage("first", "synthetic", ("experiment", "--help"), tmp_path / "out" / "first")

@@ -127,16 +127,6 @@ def test_large_cells_are_seen_smaller(trained, data):
     assert segmenter.least_size(model, scale) == pytest.approx(9 * segmenter.least_size(model, (1, 1)), rel=0.2)
 
 
-def test_training_without_files(tmp_path, capsys):
-    """Specimens under the embedded microscope; the second start continues the first."""
-    args = ["train", "--recipe", "hela", "--workdir", tmp_path / "run", "--config.data.batch_size=8"]
-    run(*args, *keys(**{"train.num_steps": 2, "seg.reuse": 2, "seg.diameter_vox": 12.0}))
-    out = capsys.readouterr().out
-    assert "specimens of hela" in out and "under the embedded microscope" in out
-    run(*args, *keys(**{"train.num_steps": 3, "seg.reuse": 2, "seg.diameter_vox": 12.0}))
-    assert "continuing at step 2 of 3" in capsys.readouterr().out
-
-
 def test_training_on_the_diffusion_models_images(data, tmp_path, capsys):
     from configs import common
     from tests import toy
@@ -223,10 +213,9 @@ def test_mistakes_in_predicting_get_one_line(trained, data, tmp_path):
         outputs.metadata(argparse.Namespace(checkpoint=trained))
 
 
-@pytest.mark.parametrize("norm", ["group", "instance"])
-def test_labels_do_not_depend_on_the_number_of_devices(norm):
+def test_labels_do_not_depend_on_the_number_of_devices():
     """The tiles of a network whose norm sees the whole of them are the same on one device and on eight."""
-    own = {"model.norm": norm, "seg.capacity": 1, "seg.scale": "(1.0,1.0)", "data.patch": "(32,32)"}
+    own = {"model.norm": "instance", "seg.capacity": 1, "seg.scale": "(1.0,1.0)", "data.patch": "(32,32)"}
     config = cli.read_config("configs/flowseg.py", keys(**own))
     parts = flowseg.build(config)
     image = pairs.scaled(picture(3, (150, 90))[0])

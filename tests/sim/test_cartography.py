@@ -180,7 +180,7 @@ def test_out_of_the_volume_is_background(unroll):
     projection = cartography.make_projection((0.0, 25.0, 26.0), (17.0, 18.0, 22.0), SHAPE, (1.0, 1.2, 0.9))
     flat = unroll(jnp.ones(VOLUME), projection, SHAPE, jnp.ones(3))
     z = cartography.positions(projection, grid.axes_um(SHAPE, projection.size_um / jnp.asarray(SHAPE)))[0]
-    np.testing.assert_allclose(flat, jnp.broadcast_to(z >= 0, SHAPE), atol=1e-6)
+    np.testing.assert_allclose(flat, jnp.broadcast_to(z >= 0, SHAPE), atol=1e-5)
 
 
 def test_vmap_is_the_loop():
@@ -188,7 +188,8 @@ def test_vmap_is_the_loop():
     projection = cartography.make_projection((4.0, 4.0, 4.0), (3.0, 3.0, 3.0), (3, 8, 6), (1.0, 2.0, 1.0))
     many = jax.vmap(lambda x: cartography.roll(x, projection, (8, 8, 8), jnp.ones(3)))(flat)
     for one, x in zip(many, flat, strict=True):
-        np.testing.assert_array_equal(one, cartography.roll(x, projection, (8, 8, 8), jnp.ones(3)))
+        alone = cartography.roll(x, projection, (8, 8, 8), jnp.ones(3))
+        np.testing.assert_allclose(one, alone, rtol=1e-5, atol=1e-4)
 
 
 def test_wrong_arguments():
