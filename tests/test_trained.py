@@ -14,7 +14,7 @@ from jaxsynth.data import tile_grid
 from jaxsynth.errors import InputError
 from jaxsynth.tasks import ddpm
 
-SHALLOW = (24, 72, 72)
+SHALLOW = (16, 72, 72)
 
 
 def model(ndim, norm, num_devices=None, noise_channel=False):
@@ -39,9 +39,9 @@ def sketch(shape):
     ("norm", "shape", "tile", "num_devices"),
     [
         ("none", (83, 150), (64, 64), None),
-        ("none", SHALLOW, (24, 40, 40), 1),
+        ("none", SHALLOW, (16, 40, 40), 1),
         ("instance", (83, 150), (104, 96), None),
-        ("instance", SHALLOW, (24, 64, 48), 1),
+        ("instance", SHALLOW, (16, 64, 48), 1),
     ],
 )
 def test_streamed_is_in_memory(tmp_path, norm, shape, tile, num_devices):
