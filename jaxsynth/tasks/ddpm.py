@@ -78,19 +78,28 @@ def build(config: ConfigDict) -> Parts:
         net=net,
         schedule=schedule,
         **kind,
-        optimiser=make_optimiser(
-            config.optim.name,
-            config.optim.learning_rate,
-            num_steps=config.train.num_steps,
-            schedule=config.optim.schedule,
-            warmup_steps=config.optim.warmup_steps,
-            weight_decay=config.optim.weight_decay,
-            clip_norm=config.optim.clip_norm,
-        ),
+        optimiser=optimiser_of(config),
         t_max=config.diffusion.t_max,
         noise_channel=config.model.noise_channel,
         accumulate=config.optim.accumulate,
         ema_decay=config.optim.ema_decay,
+    )
+
+
+def optimiser_of(config: ConfigDict) -> optax.GradientTransformation:
+    """The optimiser of a configuration's section `optim`.
+
+    Raises:
+      InputError: a value that makes no sense.
+    """
+    return make_optimiser(
+        config.optim.name,
+        config.optim.learning_rate,
+        num_steps=config.train.num_steps,
+        schedule=config.optim.schedule,
+        warmup_steps=config.optim.warmup_steps,
+        weight_decay=config.optim.weight_decay,
+        clip_norm=config.optim.clip_norm,
     )
 
 

@@ -16,7 +16,6 @@ from jaxsynth import keys
 from jaxsynth.data import pairs, tiles
 from jaxsynth.errors import InputError
 from jaxsynth.nn import flownet
-from jaxsynth.optimiser import make_optimiser
 from jaxsynth.records import TrainState
 from jaxsynth.seg import flows
 from jaxsynth.tasks import ddpm
@@ -53,17 +52,14 @@ def build(config: ConfigDict) -> Parts:
         remat=ddpm.recomputes(config) == "always",
         direct=config.parallel.space > 1,
     )
-    optimiser = make_optimiser(
-        config.optim.name,
-        config.optim.learning_rate,
-        num_steps=config.train.num_steps,
-        schedule=config.optim.schedule,
-        warmup_steps=config.optim.warmup_steps,
-        weight_decay=config.optim.weight_decay,
-        clip_norm=config.optim.clip_norm,
+    return Parts(
+        net=net,
+        target=config.seg.target,
+        capacity=config.seg.capacity,
+        optimiser=ddpm.optimiser_of(config),
+        accumulate=config.optim.accumulate,
+        ema_decay=config.optim.ema_decay,
     )
-    capacity = config.seg.capacity
-    return Parts(net, config.seg.target, capacity, optimiser, config.optim.accumulate, config.optim.ema_decay)
 
 
 def augmentation(config: ConfigDict) -> pairs.Augmentation:
