@@ -82,7 +82,7 @@ def _triples(images, labels, detections, channel, num) -> list[tuple]:
     if detections is not None:
         inside = Path(detections) / "labels"
         places.append(inside if inside.is_dir() else Path(detections))
-    beside = [{file.stem: file for file in volumes.find_files(place)} for place in places]
+    beside = [volumes.by_name(volumes.find_files(place), str(place)) for place in places]
     for place, named in zip(places, beside, strict=True):
         missing = next((file for file in files if file.stem not in named), None)
         if missing is not None:

@@ -18,8 +18,8 @@ def make(args) -> None:
 
     from jaxsynth.data import volumes
 
-    files = outputs.by_name(volumes.find_files(args.labels), "--labels")
-    images = outputs.by_name(volumes.find_files(args.images), "--images") if args.images else {}
+    files = volumes.by_name(volumes.find_files(args.labels), "--labels")
+    images = volumes.by_name(volumes.find_files(args.images), "--images") if args.images else {}
     missing = [name for name in files if name not in images] if args.images else []
     if missing:
         raise InputError(f"{args.images}: no image named {missing[0]}, as {files[missing[0]]} is "

@@ -36,16 +36,6 @@ def intensity(metadata: dict | None):
     return intensity.Intensity.from_dict(metadata["intensity"]) if metadata else None
 
 
-def by_name(files: Sequence[Path], flag: str) -> dict[str, Path]:
-    """The files by their stems. Raises InputError where two have the same."""
-    named = {}
-    for file in files:
-        if file.stem in named:
-            raise InputError(f"{flag}: two files named {file.stem}: {named[file.stem]} and {file}")
-        named[file.stem] = file
-    return named
-
-
 def fingerprint(path) -> str:
     """SHA-256 of a file, for the manifest."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -177,8 +177,8 @@ def fit_brightness(args, intensity):
     from jaxsynth.data import volumes
     from jaxsynth.sim import brightness
 
-    images = outputs.by_name(volumes.find_files(args.brightness_images), "--brightness_images")
-    labels = outputs.by_name(volumes.find_files(args.brightness_labels), "--brightness_labels")
+    images = volumes.by_name(volumes.find_files(args.brightness_images), "--brightness_images")
+    labels = volumes.by_name(volumes.find_files(args.brightness_labels), "--brightness_labels")
     both = [name for name in images if name in labels]
     if not both:
         raise InputError(f"--brightness_labels {args.brightness_labels}: no file has the name of one of the "
@@ -212,7 +212,7 @@ def _jobs_from_centres(args, metadata: dict | None) -> list[Job]:
     if found.extent == "map":
         raise InputError(f"--centres: recipe {args.recipe} is a map of a curved surface; take another one")
     jobs = []
-    for name, file in outputs.by_name(centre_files.find(args.centres), "--centres").items():
+    for name, file in volumes.by_name(centre_files.find(args.centres), "--centres").items():
         if file.suffix.lower() in centre_files.TABLES:
             centres, shape, spacing = centre_files.read_table(file), args.shape, args.spacing_um
         else:

@@ -63,7 +63,7 @@ def find_pairs(reference, segmentation, images=None) -> tuple[list[Pair], list[P
 
 def _finder(files: list[Path], what: str) -> Callable[[Path], Path]:
     """A function that gives the counterpart of a file among `files`."""
-    by_stem = {file.stem: file for file in files}
+    by_stem = volumes.by_name(files, what)
     by_frame = {_frame(file): file for file in files}
 
     def find(file: Path) -> Path:

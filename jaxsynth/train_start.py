@@ -128,7 +128,8 @@ def check_same(workdir: Path, saved: dict | None, config) -> None:
             continue
         if name in EARLIER:
             old = EARLIER[name] | old
-        if name in FREE:
-            old, new = ({key: value[key] for key in value.keys() - FREE[name]} for value in (old, new))
+        if isinstance(old, dict):  # what an earlier version did not know is as it was
+            known = (old.keys() & new.keys()) - FREE.get(name, set())
+            old, new = ({key: value[key] for key in known} for value in (old, new))
         if json.dumps(old, sort_keys=True) != json.dumps(new, sort_keys=True):
             raise InputError(f"{workdir} was trained with {name}={old}, now {new}: restore it or use another --workdir")

@@ -167,8 +167,8 @@ def open_pairs(
     found, matched = [], []
     for image_place, label_place in zip(image_places, label_places, strict=True):
         files = volumes.find_files(image_place)
-        by_stem = _by_stem(volumes.find_files(label_place), label_place)
-        _by_stem(files, image_place)
+        by_stem = volumes.by_name(volumes.find_files(label_place), label_place)
+        volumes.by_name(files, image_place)
         for file in files:
             if file.stem not in by_stem:
                 raise InputError(f"{label_place} has no label image for {file.name}")
@@ -182,15 +182,6 @@ def open_pairs(
     order = sorted(range(len(found)), key=lambda i: found[i])
     opened = volumes.open_set(found, channel=channel, dataset=dataset, spacing=spacing_um)
     return opened, [matched[i] for i in order]
-
-
-def _by_stem(files: list[Path], place: str) -> dict[str, Path]:
-    found = {}
-    for file in files:
-        if file.stem in found:
-            raise InputError(f"{place}: two files are named {file.stem}: {found[file.stem]} and {file}")
-        found[file.stem] = file
-    return found
 
 
 def _places(path) -> list[str]:

@@ -21,6 +21,7 @@ from jaxsynth.errors import InputError
 
 __all__ = [
     "VolumeSet",
+    "by_name",
     "each",
     "find_files",
     "load",
@@ -95,6 +96,16 @@ def find_files(path: str | os.PathLike | Sequence) -> list[Path]:
             raise InputError(f"{place}: no image files found, looked for {' '.join(SUFFIXES)}")
         found |= files
     return sorted(found)
+
+
+def by_name(files: Iterable[Path], what: str) -> dict[str, Path]:
+    """The files by their stems. Raises InputError, beginning with `what`, where two have the same."""
+    named = {}
+    for file in files:
+        if file.stem in named:
+            raise InputError(f"{what}: two files named {file.stem}: {named[file.stem]} and {file}")
+        named[file.stem] = file
+    return named
 
 
 def open_set(

@@ -71,7 +71,7 @@ def test_two_files_of_one_name_are_refused(folder):
     for part in ("images", "labels"):
         (folder / "more" / part).mkdir(parents=True)
         volumes.write(folder / "more" / part / "a.tif", volumes.read(folder / part / "a.tif"))
-    with pytest.raises(InputError, match="two files are named a"):
+    with pytest.raises(InputError, match="two files named a"):
         pairs.open_pairs(str(folder / "**" / "images" / "*.tif"), str(folder / "**" / "labels" / "*.tif"))
 
 
