@@ -74,6 +74,8 @@ def _add_predict(parser) -> None:
                         "(default: 0.6; 0: none are dropped)")  # fmt: skip
     parser.add_argument("--overlap", type=float, default=0.0, help="drop cells whose mean foreground is lower, 0..1 "
                         "(default: 0)")  # fmt: skip
+    parser.add_argument("--convexity", type=float, default=0.0, help="drop cells that fill a smaller share of their "
+                        "convex hull, 0..1 (default: 0)")  # fmt: skip
     parser.add_argument("--min_size", type=int, help="drop cells of fewer voxels (default: a twentieth of the "
                         "training's cells)")  # fmt: skip
     parser.add_argument("--tile", type=cli.numbers(int), metavar="Z,Y,X",
@@ -147,7 +149,9 @@ def predict(args: argparse.Namespace, _) -> None:
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"--images {args.images}: two files are named {twice}")
     files = dict(zip(names, opened, strict=True))
-    options = segmentation.Options(foreground=args.foreground, flow_error=args.flow_error, overlap=args.overlap)
+    options = segmentation.Options(
+        foreground=args.foreground, flow_error=args.flow_error, overlap=args.overlap, convexity=args.convexity
+    )
 
     def read(name):
         image = volumes.read(files[name], channel=channel, dataset=dataset)
@@ -169,6 +173,8 @@ def predict(args: argparse.Namespace, _) -> None:
         "tile": args.tile,
         "options": dataclasses.asdict(options) | {"min_size": args.min_size},
     }
+    if not options.convexity:  # as in manifests of before there was such a filter, so that these are continued
+        del settings["options"]["convexity"]
     manifest = manifests.open_manifest(out, "segment predict", settings)
     manifests.make_folders(out, ("labels",))
     segment = segmenter.segment(model, options, min_size=args.min_size, tile=args.tile)
@@ -199,7 +205,7 @@ def predict(args: argparse.Namespace, _) -> None:
 
 def _check(args) -> None:
     """Raises InputError where an argument makes no sense."""
-    for name, low, high in (("foreground", 0, 1), ("overlap", 0, 1), ("flow_error", 0, 4)):
+    for name, low, high in (("foreground", 0, 1), ("overlap", 0, 1), ("convexity", 0, 1), ("flow_error", 0, 4)):
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
             raise InputError(f"--{name}: expected a number in {low}..{high}, got {value}")

@@ -91,14 +91,17 @@ def _inside(place, folder: str):
     return inside if inside.is_dir() else place
 
 
-def parts(pair: Pair, segmentation: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def parts(pair: Pair, segmentation: np.ndarray, dataset: str | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(reference, segmentation) of the image, or of each of its annotated planes; int32 [*S].
+
+    Args:
+      dataset: of the references, inside HDF5 files.
 
     Raises:
       InputError: of different shape, or a plane that the segmentation does not have.
     """
     for file, plane in pair.references.items():
-        reference, part = volumes.read_labels(file), segmentation
+        reference, part = volumes.read_labels(file, dataset=dataset), segmentation
         if plane is not None:
             if segmentation.ndim != 3 or plane >= len(segmentation):
                 raise InputError(f"{file}: annotates plane {plane}, but {pair.segmentation} is {segmentation.shape}")

@@ -21,6 +21,10 @@ def add_arguments(parser) -> None:
     parser.add_argument("--out", help="folder of the results (default: the segmentation's data set)")
     parser.add_argument("--images", help="images of the same names: outlines are drawn on them")
     parser.add_argument("--channel", type=int, help="channel of images with several")
+    parser.add_argument("--dataset", help="data set of the labels inside HDF5 files (default: data/image, which is the "
+                        "images' in any case)")  # fmt: skip
+    parser.add_argument("--classes", action="store_true", help="also the IoU of background, membranes and centroids, "
+                        "with tolerances of 1, 1 and 5 voxels")  # fmt: skip
     parser.add_argument("--partial", action="store_true",
                         help="not every cell is annotated: SEG and Dice of those that are, nothing else")  # fmt: skip
     parser.add_argument(
@@ -49,13 +53,13 @@ def score(args) -> dict:
     _check(args)
     out = _out(args)
     pairs, unused = segment_pairs.find_pairs(args.reference, args.segmentation, args.images)
-    titles = segment_totals.TITLES
+    titles = segment_totals.TITLES | (segment_totals.CLASSES if args.classes else {})
     names = segment_totals.PARTIAL if args.partial else tuple(titles)
     other = _read_other(Path(args.compare), [pair.name for pair in pairs], names) if args.compare else None
-    measured = [_measure(pair, args.channel) for pair in pairs]
-    if not any(one.num_reference for one in measured):
+    measured = [_measure(pair, args) for pair in pairs]
+    if not any(one.num_reference for one, _ in measured):
         raise InputError(f"--reference {args.reference}: no cells in any of {len(pairs)} label image(s)")
-    rows = [segment_totals.row(pair.name, one, args.partial) for pair, one in zip(pairs, measured, strict=True)]
+    rows = [segment_totals.row(pair.name, *one, args.partial) for pair, one in zip(pairs, measured, strict=True)]
     result = {
         "arguments": {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
         "versions": {"jaxsynth": __version__},
@@ -85,18 +89,22 @@ def score(args) -> dict:
     return result
 
 
-def _measure(pair, channel: int | None):
-    """The scores of a pair (`overlap.Scores`); all is checked that drawing needs, too."""
+def _measure(pair, args) -> tuple:
+    """A pair's scores (`overlap.Scores`) and, of classes, counts; all is checked that drawing needs, too."""
     from jaxsynth import segment_pairs
     from jaxsynth.data import volumes
-    from jaxsynth.metrics import overlap
+    from jaxsynth.metrics import overlap, tolerance
 
-    segmentation = volumes.read_labels(pair.segmentation)
+    segmentation = volumes.read_labels(pair.segmentation, dataset=args.dataset)
     if pair.image is not None:
-        shape = volumes.read(pair.image, channel=channel).shape
+        shape = volumes.read(pair.image, channel=args.channel).shape
         if shape != segmentation.shape:
             raise InputError(f"{pair.segmentation}: is {segmentation.shape}, but {pair.image} is {shape}")
-    return overlap.pool([overlap.measure(*parts) for parts in segment_pairs.parts(pair, segmentation)])
+    scores, counts = [], []
+    for parts in segment_pairs.parts(pair, segmentation, args.dataset):
+        scores.append(overlap.measure(*parts))
+        counts += [tolerance.class_counts(*parts)] * args.classes
+    return overlap.pool(scores), tolerance.pool(counts) if counts else None
 
 
 def _check(args) -> None:
@@ -106,6 +114,8 @@ def _check(args) -> None:
         raise InputError(f"--margin: expected a positive number, with --compare; got {args.margin}")
     if args.channel is not None and not args.images:
         raise InputError("--channel: goes with --images")
+    if args.classes and args.partial:
+        raise InputError("--classes: needs every cell to be annotated, so it does not go with --partial")
 
 
 def _out(args) -> Path:
@@ -139,7 +149,8 @@ def _read_other(place: Path, names: list[str], scores: tuple[str, ...]) -> list[
         raise InputError(f"--compare {file}: expected the same images, but {lone} is only in one of both")
     missing = next((score for score in scores if score not in rows[names[0]]), None)
     if missing:
-        raise InputError(f"--compare {file}: has no {missing}, as it was made with --partial; give it here, too")
+        why = "without --classes; leave it out" if missing.startswith("iou_") else "with --partial; give it here, too"
+        raise InputError(f"--compare {file}: has no {missing}, as it was made {why}")
     return [{key: math.nan if value is None else value for key, value in rows[name].items()} for name in names]
 
 
@@ -151,7 +162,8 @@ def _overlay(path: Path, pair, args) -> None:
     from jaxsynth.metrics import overlap
 
     image = volumes.read(pair.image, channel=args.channel)
-    parts = list(segment_pairs.parts(pair, volumes.read_labels(pair.segmentation)))
+    segmentation = volumes.read_labels(pair.segmentation, dataset=args.dataset)
+    parts = list(segment_pairs.parts(pair, segmentation, args.dataset))
     planes = [plane for plane in pair.references.values() if plane is not None]
     if planes:
         image = image[planes]

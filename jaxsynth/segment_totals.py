@@ -1,6 +1,7 @@
 """Scores of segmentations as rows of a table, and of many images together with what they leave uncertain."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -9,11 +10,18 @@ from jaxsynth.errors import InputError
 from jaxsynth.metrics import inference, overlap
 
 TITLES = {"seg": "SEG", "det": "DET", "ap50": "AP@0.5", "ap75": "AP@0.75", "ap": "AP .5:.95", "dice": "Dice"}
+CLASSES = {"iou_background": "Background", "iou_membrane": "Membrane", "iou_centroid": "Centroid"}
 PARTIAL = ("seg", "dice")  # what is defined where not every cell is annotated
 
 
-def row(name: str, scores, partial: bool = False) -> dict:
-    """What scores.json and scores.csv tell of an image: its scores, and the counts they are pooled from."""
+def row(name: str, scores, classes: Mapping[str, tuple[int, int]] | None = None, partial: bool = False) -> dict:
+    """What scores.json and scores.csv tell of an image: its scores, and the counts they are pooled from.
+
+    Args:
+      scores: `overlap.Scores`.
+      classes: `tolerance.class_counts`, or None.
+      partial: not every cell is annotated.
+    """
     at = {threshold: i for i, threshold in enumerate(scores.thresholds)}
     dice = scores.best_dice
     found = {
@@ -26,6 +34,9 @@ def row(name: str, scores, partial: bool = False) -> dict:
     if partial:
         return found
     precision = scores.average_precision
+    ious = {}
+    for kind, (met, union) in (classes or {}).items():
+        ious |= {f"iou_{kind}": met / union if union else math.nan, f"{kind}_voxels": union}
     return found | {
         "num_segmented": scores.num_segmented,
         "det": scores.det,
@@ -39,6 +50,7 @@ def row(name: str, scores, partial: bool = False) -> dict:
         "missed": scores.missed,
         "spurious": scores.spurious,
         "tp_by_threshold": scores.tp.tolist(),
+        **ious,
     }
 
 
@@ -50,7 +62,8 @@ def totals(rows: list[dict] | list[list[dict]], partial: bool = False) -> dict:
         drawn, all seeds of one together, and the seeds' scores averaged.
 
     Returns:
-      {score: interval} and "dice_sd", the deviation over all cells, "num_images", "num_seeds", and sums of the counts.
+      {score: interval} and "dice_sd", the deviation over all cells, "num_images", "num_seeds", and sums of the counts;
+      with IoU of classes, of the voxels of all images together, where the rows have it.
 
     Raises:
       InputError: seeds of different images.
@@ -73,6 +86,9 @@ def totals(rows: list[dict] | list[list[dict]], partial: bool = False) -> dict:
         union = cells + column("num_segmented") - tp
         terms["ap50"], terms["ap75"] = ((tp[i], union[i]) for i in (0, 5))
         terms["ap"] = (tp, union)
+    for name in CLASSES.keys() & seeds[0][0].keys():
+        voxels = column(f"{name.removeprefix('iou_')}_voxels")
+        terms[name] = (column(name) * voxels, voxels)
 
     def estimate(name):
         # Seeds and thresholds are averaged, images pooled.
@@ -95,7 +111,7 @@ def totals(rows: list[dict] | list[list[dict]], partial: bool = False) -> dict:
         found = inference.bootstrap_interval(np.concatenate([above, below]), statistic)
         return {"value": found.estimate, "low": found.low, "high": found.high}
 
-    result = {name: estimate(name) for name in TITLES if name in terms}
+    result = {name: estimate(name) for name in TITLES | CLASSES if name in terms}
     mean = column("dice")
     second = ((column("dice_sd") ** 2 + mean**2) * cells).sum() / cells.sum()
     result["dice_sd"] = math.sqrt(max(second - ((mean * cells).sum() / cells.sum()) ** 2, 0.0))

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxsynth import cli, devices, outputs, segment, segment_source, segmenter, train_source
+from jaxsynth import checkpoint, cli, devices, outputs, segment, segment_source, segmenter, train_source
 from jaxsynth import keys as streams
 from jaxsynth.data import pairs, volumes
 from jaxsynth.errors import InputError
@@ -98,11 +98,26 @@ def test_it_learns_to_segment(trained, data, tmp_path, capsys):
     capsys.readouterr()
     run(*args)
     assert "6 of 6 are finished already" in capsys.readouterr().out
-    for more in (["--foreground", 0.9], ["--images", data / "labels"], ["--channel", 0]):
+    assert "convexity" not in manifest["settings"]["options"]  # older folders do not know it and are continued
+    for more in (["--foreground", 0.9], ["--convexity", 0.5], ["--images", data / "labels"], ["--channel", 0]):
         with pytest.raises(InputError, match="choose another --out"):
             run(*args, *more)
     run("score", "--reference", data / "labels", "--segmentation", tmp_path / "out", "--out", tmp_path / "scores")
     assert "SEG" in capsys.readouterr().out
+
+
+def test_a_continued_run_equals_an_uninterrupted_one(trained, data, tmp_path):
+    """Bit for bit: parameters, their averages and the optimiser's state after the fixture's two runs."""
+    import orbax.checkpoint as ocp
+
+    whole = tmp_path / "whole"
+    args = ["train", "--images", data / "images", "--labels", data / "labels", "--workdir", whole]
+    run(*args, *keys(**{"train.num_steps": 120}))
+    with ocp.StandardCheckpointer() as reader:
+        places = [checkpoint.find(workdir, "latest").absolute() / "state" for workdir in (trained, whole)]
+        found, expected = map(reader.restore, places)
+    assert int(found["step"]) == 120
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_tiles_make_no_difference(trained, data):
@@ -193,6 +208,7 @@ def test_mistakes_in_predicting_get_one_line(trained, data, tmp_path):
         ([data / "images", "--tile", "64"], "--tile"),
         ([data / "images", "--tile", "48,48"], "56 or more"),
         ([data / "images", "--foreground", "2"], "--foreground"),
+        ([data / "images", "--convexity", "1.5"], "--convexity: expected a number in 0..1, got 1.5"),
         ([data / "images", "--diameter", "0"], "--diameter"),
         ([data / "images", "--flow", "1"], "--flow"),
     ):

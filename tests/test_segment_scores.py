@@ -4,13 +4,14 @@ import argparse
 import csv
 import json
 
+import h5py
 import numpy as np
 import pytest
 
 from jaxsynth import segment_pairs, segment_scores, segment_totals
 from jaxsynth.data import volumes
 from jaxsynth.errors import InputError
-from jaxsynth.metrics import inference, overlap
+from jaxsynth.metrics import inference, overlap, tolerance
 
 
 def boxes(seed, shape=(40, 60), count=8):
@@ -200,6 +201,77 @@ def test_overlays_are_drawn_on_images(tmp_path):
             tmp_path / "no",
         )
     assert not (tmp_path / "no").exists()
+
+
+def test_classes_are_scored_with_tolerances_where_asked(tmp_path, capsys):
+    pairs = files(tmp_path)
+    place = ("--reference", tmp_path / "reference", "--segmentation", tmp_path / "made")
+    plain = score(*place, "--out", tmp_path / "plain")
+    assert not any(name.startswith("iou_") for name in (*plain["totals"], *plain["images"][0]))
+    result = score(*place, "--classes", "--out", tmp_path / "classes")
+    told = capsys.readouterr().out
+    pooled = tolerance.pool([tolerance.class_counts(*pair) for pair in pairs])
+    for kind, (met, union) in pooled.items():
+        total = result["totals"][f"iou_{kind}"]
+        assert total["value"] == pytest.approx(met / union) and total["low"] <= total["value"] <= total["high"]
+        assert total["low"] < total["high"]
+        assert f"{kind.capitalize():<12}   {met / union:.3f}  {total['low']:.3f}" in told
+    for row, before, pair in zip(result["images"], plain["images"], pairs, strict=True):
+        assert {kind: row[f"iou_{kind}"] for kind in pooled} == tolerance.class_iou(*pair)
+        assert {name: row[name] for name in before} == before
+    with (tmp_path / "classes" / "scores.csv").open() as stream:
+        table = list(csv.DictReader(stream))
+    assert [float(row["iou_membrane"]) for row in table] == [row["iou_membrane"] for row in result["images"]]
+    again = score(*place, "--classes", "--compare", tmp_path / "classes", "--margin", "0.01")
+    assert again["comparison"]["iou_centroid"]["shown"]
+    assert "iou_centroid" not in score(*place, "--compare", tmp_path / "classes", "--margin", "0.01")["comparison"]
+    with pytest.raises(InputError, match="has no iou_background, as it was made without --classes"):
+        score(*place, "--classes", "--compare", tmp_path / "plain", "--margin", "0.01")
+    with pytest.raises(InputError, match="--classes: needs every cell"):
+        score(*place, "--classes", "--partial")
+
+
+def test_classes_of_annotated_planes_and_of_empty_images(tmp_path):
+    (tmp_path / "gold").mkdir()
+    (tmp_path / "res").mkdir()
+    reference, segmentation = boxes(0, (3, 40, 60))
+    volumes.write(tmp_path / "res" / "mask000.tif", segmentation)
+    for z in (0, 2):
+        reference[z] = np.roll(reference[z], z, 0)
+        volumes.write(tmp_path / "gold" / f"man_seg_000_{z:03}.tif", reference[z])
+    for folder, name in (("gold", "man_seg001"), ("res", "mask001")):
+        volumes.write(tmp_path / folder / f"{name}.tif", np.zeros((40, 60), np.uint16))
+    result = score("--reference", tmp_path / "gold", "--segmentation", tmp_path / "res", "--classes")
+    counts = [tolerance.class_counts(reference[z], segmentation[z]) for z in (0, 2)]
+    of = {row["name"]: row for row in result["images"]}
+    for kind, (met, union) in tolerance.pool(counts).items():
+        assert of["mask000"][f"iou_{kind}"] == met / union
+    assert (of["mask001"]["iou_background"], of["mask001"]["iou_membrane"]) == (1.0, None)
+    # An empty image is background alone.
+    assert result["totals"]["iou_membrane"]["value"] == pytest.approx(of["mask000"]["iou_membrane"])
+    assert result["totals"]["iou_background"]["value"] > of["mask000"]["iou_background"]
+
+
+def test_labels_in_hdf5_files_are_those_of_the_data_set_asked_for(tmp_path):
+    pairs = files(tmp_path, 2)
+    as_tiff = score("--reference", tmp_path / "reference", "--segmentation", tmp_path / "made")
+    for folder, part in (("gold", 0), ("found", 1)):
+        (tmp_path / folder).mkdir()
+        for i, pair in enumerate(pairs):
+            with h5py.File(tmp_path / folder / f"{i}.h5", "w") as file:
+                file["data/image"] = np.random.default_rng(i).normal(size=pair[part].shape).astype(np.float32)
+                file["data/instance"] = pair[part]
+    place = ("--reference", tmp_path / "gold", "--segmentation", tmp_path / "found", "--out", tmp_path / "out")
+    result = score(*place, "--dataset", "data/instance", "--images", tmp_path / "gold")
+    assert result["totals"] == as_tiff["totals"] and result["images"] == as_tiff["images"]
+    assert len(list((tmp_path / "out/overlays").iterdir())) == 2
+    # Files of other kinds have one data set alone.
+    mixed = ("--reference", tmp_path / "gold", "--segmentation", tmp_path / "made", "--dataset", "data/instance")
+    assert score(*mixed)["totals"] == as_tiff["totals"]
+    with pytest.raises(InputError, match=r"0\.h5: no data set 'labels', the file holds data/image, data/instance"):
+        score(*place, "--dataset", "labels")
+    with pytest.raises(InputError, match=r"0\.h5: labels must be whole numbers"):
+        score(*place)
 
 
 def test_mistakes_are_named_and_nothing_is_written(tmp_path):

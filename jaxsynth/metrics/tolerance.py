@@ -3,6 +3,8 @@
 Host functions, rank-free: masks and labels [*S].
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from jaxsynth.errors import InputError
@@ -29,6 +31,12 @@ def tolerance_iou(reference: np.ndarray, mask: np.ndarray, tolerance_vox: float)
     Raises:
       InputError: shapes that differ, masks that are not bool, a negative tolerance.
     """
+    met, union = tolerance_counts(reference, mask, tolerance_vox)
+    return met / union if union else float("nan")
+
+
+def tolerance_counts(reference: np.ndarray, mask: np.ndarray, tolerance_vox: float) -> tuple[int, int]:
+    """(TP, TP + FN + FP) of `tolerance_iou`, voxels, to be summed over images."""
     from scipy.ndimage import distance_transform_edt
 
     reference, mask = np.asarray(reference), np.asarray(mask)
@@ -44,8 +52,7 @@ def tolerance_iou(reference: np.ndarray, mask: np.ndarray, tolerance_vox: float)
         return int((part & far).sum())
 
     total = int(reference.sum())
-    union = total + away(mask, reference)
-    return (total - away(reference, mask)) / union if union else float("nan")
+    return total - away(reference, mask), total + away(mask, reference)
 
 
 def class_masks(labels: np.ndarray) -> dict[str, np.ndarray]:
@@ -70,5 +77,16 @@ def class_masks(labels: np.ndarray) -> dict[str, np.ndarray]:
 
 def class_iou(reference: np.ndarray, segmentation: np.ndarray) -> dict[str, float]:
     """`tolerance_iou` of each of the classes of `class_masks`, with the paper's tolerances (`TOLERANCE_VOX`)."""
+    counts = class_counts(reference, segmentation)
+    return {name: met / union if union else float("nan") for name, (met, union) in counts.items()}
+
+
+def class_counts(reference: np.ndarray, segmentation: np.ndarray) -> dict[str, tuple[int, int]]:
+    """`tolerance_counts` of each of these classes."""
     masks, others = class_masks(reference), class_masks(segmentation)
-    return {name: tolerance_iou(masks[name], others[name], vox) for name, vox in TOLERANCE_VOX.items()}
+    return {name: tolerance_counts(masks[name], others[name], vox) for name, vox in TOLERANCE_VOX.items()}
+
+
+def pool(counts: Sequence[dict[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
+    """The `class_counts` of several images together: their sums."""
+    return {name: tuple(np.sum([one[name] for one in counts], 0).tolist()) for name in counts[0]}

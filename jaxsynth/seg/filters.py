@@ -12,6 +12,7 @@ from jaxsynth.seg import flows
 # Cellpose's default is 0.4. On real label images whose flows were blurred and given correlated noise, that lost small
 # cells, and more in 3D; 0.6 kept them and still dropped what noise had made up, with both kinds of flow.
 MAX_FLOW_ERROR = 0.6
+BLOCKS = 1024  # of voxels, summed apart from each other
 
 
 def by_size(labels: jax.Array, least: jax.Array | int, capacity: int) -> jax.Array:
@@ -58,4 +59,8 @@ def apply(labels: jax.Array, keep: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _sums(x: jax.Array, labels: jax.Array, capacity: int) -> jax.Array:
-    return jax.ops.segment_sum(x.reshape(-1), labels.reshape(-1), capacity + 1)
+    """The sum of x, [*S], over every label: [capacity + 1]; by blocks, as a long float32 sum loses what it adds."""
+    blocks = max(1, min(BLOCKS, labels.size // (capacity + 1)))  # no more sums than voxels
+    block = jnp.arange(labels.size) // max(1, -(-labels.size // blocks))
+    sums = jax.ops.segment_sum(x.reshape(-1), block * (capacity + 1) + labels.reshape(-1), blocks * (capacity + 1))
+    return sums.reshape(blocks, capacity + 1).sum(0)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 KINDS = ("heat", "centroid")
+SPLIT = 6  # bits; coordinates are summed in two parts, lest sums over large cells overflow
 TIE = 1e-2  # squared voxels; voxels this much farther from the centroid than the nearest one are centres as well
 
 
@@ -61,15 +62,20 @@ def _offsets(labels: jax.Array, capacity: int) -> list[jax.Array]:
     """Every voxel's offset from the centroid of its cell: D arrays float32 [*S].
 
     Sums are whole numbers and the whole part of the centroid goes first, so cells far from the corner are as exact.
+    They do not overflow in cells of less than 2^25 voxels whose number times mean coordinate is below 2^37.
     """
-    flat = labels.reshape(-1)
-    places = _coordinates(labels.shape)
-    columns = jnp.stack([jnp.ones_like(flat), *(place.reshape(-1) for place in places)], axis=-1)
-    sums = jax.ops.segment_sum(columns, flat, capacity + 1)
-    count = jnp.maximum(sums[:, :1], 1)
-    whole = (sums[:, 1:] // count)[labels]
-    part = ((sums[:, 1:] % count) / count)[labels]
-    return [(place - whole[..., d]).astype(jnp.float32) - part[..., d] for d, place in enumerate(places)]
+
+    def total(x):
+        return jax.ops.segment_sum(x.reshape(-1), labels.reshape(-1), capacity + 1)
+
+    count = jnp.maximum(total(jnp.ones_like(labels)), 1)
+    offsets = []
+    for place in _coordinates(labels.shape):
+        high, low = total(place >> SPLIT), total(place & (2**SPLIT - 1))
+        rest = ((high % count) << SPLIT) + low % count
+        whole = ((high // count) << SPLIT) + low // count + rest // count
+        offsets.append((place - whole[labels]).astype(jnp.float32) - ((rest % count) / count)[labels])
+    return offsets
 
 
 def _centroid(labels: jax.Array, capacity: int, iterations: int) -> list[jax.Array]:

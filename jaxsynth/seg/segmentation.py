@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from jaxsynth.errors import InputError
-from jaxsynth.seg import filters, flows, follow
+from jaxsynth.seg import convexity, filters, flows, follow
 
 LEAST_POINTS = 2**12
 LEAST_CELLS = 2**6
@@ -31,6 +31,7 @@ class Options:
       overlap: cells whose mean foreground is lower are dropped.
       min_size: cells of fewer voxels of the image are dropped.
       num_steps: of one voxel of the output, see `follow.segment`.
+      convexity: cells that fill a smaller share of their convex hull, `convexity.solidity`, are dropped; 0 drops none.
       fill_holes: whether background enclosed by a cell becomes the cell's; in 3D, enclosed on all sides.
     """
 
@@ -39,6 +40,7 @@ class Options:
     overlap: float = 0.0
     min_size: int = 0
     num_steps: int = 100
+    convexity: float = 0.0
     fill_holes: bool = True
 
 
@@ -84,7 +86,8 @@ def segment_image(
     limits = (options.min_size, options.overlap, options.flow_error)
     labels = _believed(output, fine, labels, scale, limits, kind, power_of_two(count, LEAST_CELLS))
     labels = np.asarray(labels)[tuple(map(slice, shape))]
-    return fill_holes(labels) if options.fill_holes else labels.copy()
+    labels = fill_holes(labels) if options.fill_holes else labels.copy()
+    return drop_bent(labels, options.convexity) if options.convexity > 0 else labels
 
 
 @functools.partial(jax.jit, static_argnames="fine_shape")
@@ -119,6 +122,13 @@ def fill_holes(labels: np.ndarray) -> np.ndarray:
             hole = ndimage.binary_fill_holes(labels[box] == label) & (filled[box] == 0)
             filled[box][hole] = label
     return filled
+
+
+def drop_bent(labels: np.ndarray, least: float) -> np.ndarray:
+    """Labels int32 [*S] without cells whose `convexity.solidity` is lower, numbered anew in order."""
+    keep = convexity.solidity(labels) >= least
+    keep[0] = False
+    return np.where(keep, np.cumsum(keep), 0).astype(np.int32)[labels]
 
 
 def power_of_two(number: int, least: int) -> int:

@@ -47,6 +47,18 @@ def test_classes_of_touching_boxes():
     assert not tolerance.class_masks(np.zeros((5, 5), int))["centroid"].any()
 
 
+def test_images_count_together_by_their_voxels():
+    rng = np.random.default_rng(1)
+    pairs = [[np.pad(np.kron(rng.integers(0, 4, (3, n)), np.ones((6, 6), int)), 3) for _ in range(2)] for n in (2, 9)]
+    counts = [tolerance.class_counts(*pair) for pair in pairs]
+    for pair, own in zip(pairs, counts, strict=True):
+        assert {name: met / union for name, (met, union) in own.items()} == tolerance.class_iou(*pair)
+    # As side by side in one image, farther apart than any tolerance; other labels, as one cell has one centroid.
+    second = [np.where(labels, labels + 4, 0) for labels in pairs[1]]
+    whole = tolerance.class_counts(*(np.concatenate(parts, 1) for parts in zip(pairs[0], second, strict=True)))
+    assert whole == tolerance.pool(counts)
+
+
 def test_shifted_labels_lose_membranes_first():
     labels = np.zeros((60, 60), int)
     labels[10:30, 10:50], labels[30:50, 10:50] = 1, 2

@@ -129,6 +129,22 @@ def test_published_flows_point_away_in_the_order_of_the_axes():
     np.testing.assert_array_equal(flows.from_published(there), output)
 
 
+def test_centroids_of_large_cells_are_exact():
+    """Sums of coordinates over this cell are above 2^32."""
+    y, x = np.ogrid[:2048, :2300]
+    labels = np.where(y + 2 * x > 1500, 2, 1)
+    flow = field(labels, "centroid", capacity=2)[1]
+    for label in (1, 2):
+        inside = labels == label
+        weight = inside.sum()
+        for axis, place in enumerate((y, x)):
+            along = inside.sum(1 - axis)  # voxels of every row or column
+            centroid = (along * place.ravel()).sum() / weight
+            extent = np.ptp(np.nonzero(along)[0]) + 1
+            expected = np.broadcast_to(-np.tanh((place - centroid) * 3 / extent), labels.shape)
+            np.testing.assert_allclose(flow[axis][inside], expected[inside], atol=1e-6)
+
+
 def test_an_unknown_kind_is_an_error():
     with pytest.raises(ValueError, match="kind: expected one of heat, centroid, got 'cold'"):
         flows.targets(jnp.zeros((4, 4), jnp.int32), "cold", 1)
