@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxsynth.errors import InputError
-from jaxsynth.nn.conv import down_conv, on_cpu, pixel_shuffle, same_conv, up_conv
+from jaxsynth.nn.conv import down_conv, half_conv, on_cpu, pixel_shuffle, same_conv, up_conv
 
 NORMS = ("instance", "group", "none")
 EPSILON = 1e-5  # under the root of every norm, as in PyTorch
@@ -34,7 +34,7 @@ def time_embedding(t: jax.Array, size: int = 128) -> jax.Array:
 
 
 class Conv(nn.Module):
-    """Convolution with bias, [B, *S, C_in] -> [B, *S, C_out]; `down` halves S with size 4 and stride 2.
+    """Convolution with bias, [B, *S, C_in] -> [B, *S, C_out]; `down` halves S with size 4 or 3 and stride 2.
 
     Given several arrays it convolves their concatenation along the channels. `direct`: see `conv.same_conv`.
     """
@@ -53,7 +53,7 @@ class Conv(nn.Module):
         shape = (self.size,) * rank + (x.shape[-1], self.channels)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.channels,), jnp.float32)
-        convolve = down_conv if self.down else same_conv
+        convolve = {3: half_conv, 4: down_conv}[self.size] if self.down else same_conv
         return convolve(x.astype(self.dtype), kernel, self.direct) + bias.astype(self.dtype)
 
 
@@ -81,6 +81,11 @@ class PReLU(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1],), jnp.float32)
         return jnp.where(x >= 0, x, slope.astype(x.dtype) * x)
+
+
+def leaky(x: jax.Array) -> jax.Array:
+    """LeakyReLU: x above 0, LEAK x below."""
+    return jnp.where(x > 0, x, LEAK * x)
 
 
 class Norm(nn.Module):
@@ -221,13 +226,30 @@ class LeakyStage(nn.Module):
                 x = Conv(channels, self.size, self.down, self.dtype, self.direct, name=f"conv_{index}")(*inputs)
             if self.norm is not None:
                 x = Norm(self.norm, name=f"norm_{index + 1}")(x)
-            x = jnp.where(x > 0, x, LEAK * x)
+            x = leaky(x)
             inputs = (x,)
         head = x.ndim - 1 if self.head is None else self.head
         if head:
             last = each * len(self.channels)
             x = Conv(head, 1, False, self.dtype, kernel_init=small_normal, name=f"conv_{last}")(x)
         return x
+
+
+class LeakyUpStage(nn.Module):
+    """Convolution of size 1, norm, LeakyReLU, pixel shuffle, then norm and LeakyReLU again.
+
+    [B, *S, C_in] -> [B, *2S, channels / 2**D]. Names are as in `ConvStage`.
+    """
+
+    channels: int
+    norm: str
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = Conv(self.channels, 1, False, self.dtype, name="conv_0")(x)
+        x = pixel_shuffle(leaky(Norm(self.norm, name="norm_1")(x)))
+        return leaky(Norm(self.norm, name="norm_4")(x))
 
 
 class TimeStage(nn.Module):

@@ -1,4 +1,4 @@
-"""Convolutions of the three kinds the networks need, for any number of space axes.
+"""Convolutions of the kinds the networks need, for any number of space axes.
 
 `x` is [B, *S, C_in], `kernel` is [*(k,) * D, C_in, C_out], whatever form the computation takes.
 
@@ -42,6 +42,18 @@ def down_conv(x: jax.Array, kernel: jax.Array, direct: bool = False) -> jax.Arra
     # Voxel 2 i + j of an axis is place j of cell i, in the image and in the kernel alike.
     cells, kernel = _cells(padded, 1), _cells(kernel, 0)
     return _sum_over_shifts(cells, kernel) if on_cpu() and not direct else _convolve(cells, kernel, "VALID")
+
+
+def half_conv(x: jax.Array, kernel: jax.Array, direct: bool = False) -> jax.Array:
+    """Convolution of size 3, stride 2, one zero outside: [B, *S, C_in] -> [B, *ceil(S/2), C_out]. `direct` as in
+    `same_conv`.
+
+    It is `down_conv` with a last tap of zero, for the sake of the gradients. What it adds in products is little beside
+    a stride-2 convolution's slow gradient in 3D.
+    """
+    rank = x.ndim - 2
+    x = jnp.pad(x, [(0, 0), *((0, size % 2) for size in x.shape[1:-1]), (0, 0)])
+    return down_conv(x, jnp.pad(kernel, [*[(0, 1)] * rank, (0, 0), (0, 0)]), direct)
 
 
 def up_conv(x: jax.Array, kernel: jax.Array, direct: bool = False) -> jax.Array:
