@@ -1,14 +1,15 @@
 """Compares synthetic images with real ones.
 
     python -m jaxsynth.evaluate --real FOLDER --synthetic runs/mine/dataset --out runs/mine/evaluation
-    python -m jaxsynth.evaluate --real FOLDER --synthetic runs/mine/dataset --paired
+    python -m jaxsynth.evaluate --real FOLDER --synthetic runs/mine/dataset --paired --also dim=runs/dim/dataset
     python -m jaxsynth.evaluate --labels --real MASKS --synthetic sim/hela --spacing_um 0.645,0.645
     python -m jaxsynth.evaluate --fidelity --synthetic runs/mine/dataset --real FOLDER --real_labels MASKS
 
-As sets: histogram distances (KLD, Bhattacharyya), Frechet distance of local features, spectra, background noise,
-texture and brightness, with one half of the real images against the other as the yardstick. With --paired, files of
-equal name show the same cells, and PSNR, SSIM, MAE, NRMSE and ZNCC are taken of each pair too. OUT gets
-evaluation.json, evaluation.png, overview.png.
+As sets: histogram distances (KLD, Bhattacharyya), Frechet distance of local features, spectra, profiles of brightness
+along x and z and spectra of the central xz slices, background noise, texture and brightness, with one half of the real
+images against the other as the yardstick. With --paired, files of equal name show the same cells, and PSNR, SSIM, MAE,
+NRMSE and ZNCC are taken of each pair too. --also, as often as wanted, sets further synthetic images beside these
+(levels of quality, say). OUT gets evaluation.json, evaluation.png, profiles.png, overview.png.
 
 With --labels, label images: size, elongation, solidity, nearest neighbour, density of the cells, by Wasserstein and
 Kolmogorov-Smirnov distance, the halves of the real ones as the yardstick. OUT gets metrics.json, distributions.png.
@@ -27,8 +28,6 @@ from jaxsynth import manifest as manifests
 from jaxsynth.compare_labels import spread
 from jaxsynth.errors import InputError
 
-ROWS = 4  # of the overview
-
 
 def main() -> None:
     """Entry point of the command."""
@@ -40,6 +39,9 @@ def _main() -> None:
     parser.add_argument("--real", help="folder, glob or file of real images")
     parser.add_argument("--synthetic", required=True, help="folder of synthetic images, or a data set with images/")
     parser.add_argument("--paired", action="store_true", help="files of equal name show the same cells")
+    parser.add_argument(
+        "--also", action="append", metavar="[NAME=]DIR", help="a further synthetic set; may be repeated"
+    )
     parser.add_argument("--out", help="folder of the results (default: beside the synthetic images)")
     parser.add_argument("--num", type=int, help="compare at most so many images of each set")
     parser.add_argument("--channel", type=int, help="channel of the real images")
@@ -77,7 +79,8 @@ def _check(args) -> None:
         raise InputError("--labels does not go with --fidelity")
     if args.real is None and not args.fidelity:
         raise InputError("the following arguments are required: --real")
-    options = {"images": {"--paired": args.paired, "--dataset": args.dataset, "--channel": args.channel is not None}}
+    options = {"images": {"--paired": args.paired, "--dataset": args.dataset, "--channel": args.channel is not None,
+                          "--also": args.also}}  # fmt: skip
     options["--labels"] = {"--background_label": args.background_label, "--spacing_um": args.spacing_um is not None}
     own = ("detections", "real_labels", "real_detections")
     options["--fidelity"] = {f"--{name}": getattr(args, name) is not None for name in own}
@@ -104,59 +107,92 @@ def evaluate(args) -> dict:
     import jax
     import numpy as np
 
-    from jaxsynth import __version__, compare_images, figures
+    from jaxsynth import __version__, compare_images, compare_profiles, evaluation_report
     from jaxsynth.data import volumes
 
     folder = Path(args.synthetic)
-    images = folder / "images" if (folder / "images").is_dir() else folder
     real = volumes.open_set(args.real, channel=args.channel, dataset=args.dataset)
-    synthetic = volumes.open_set(images)
-    if real.ndim != synthetic.ndim:
-        raise InputError(f"--real images are {real.ndim}D, --synthetic {synthetic.ndim}D")
-    pairs = _pairs(real, synthetic) if args.paired else None
-    real_all = real
-    if pairs:
-        pairs = pairs[: args.num]
-        real = volumes.subset(real, [i for i, _ in pairs])
-        synthetic = volumes.subset(synthetic, [j for _, j in pairs])
+    made = {"synthetic": _open(args.synthetic, real, "--synthetic")}
+    for further in args.also or ():
+        name, given, place = further.partition("=")
+        if not given or Path(further).exists():
+            name, place = Path(further).resolve().name, further
+        if name in ("", "real", "real, other half", "sketch", *made):
+            raise InputError(f"--also {further}: expected a name of its own, NAME=DIR; {name!r} is taken")
+        made[name] = _open(place, real, "--also")
+    real_all, partners = real, {}
+    if args.paired:
+        for name, images in made.items():
+            pairs = _pairs(real_all, images)[: args.num]
+            partners[name] = volumes.subset(real_all, [i for i, _ in pairs])
+            made[name] = volumes.subset(images, [j for _, j in pairs])
+        real = partners["synthetic"]
     elif args.num:
-        real, synthetic = (volumes.subset(s, spread(len(s.paths), args.num)) for s in (real, synthetic))
-    out = Path(args.out) if args.out else images.parent
+        real = volumes.subset(real, spread(len(real.paths), args.num))
+        made = {name: volumes.subset(images, spread(len(images.paths), args.num)) for name, images in made.items()}
+    synthetic = made["synthetic"]
+    out = Path(args.out) if args.out else _images(folder).parent
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out}: is a file, expected a folder")
 
-    ruler = compare_images.fit(
-        lambda: volumes.each(real_all), lambda: volumes.each(real), (*real_all.shapes, *synthetic.shapes)
-    )
-    rows = {name: [compare_images.measure(image, ruler) for image in volumes.each(images)]
-            for name, images in (("real", real), ("synthetic", synthetic))}  # fmt: skip
+    shapes = [shape for images in (real_all, *made.values()) for shape in images.shapes]
+    ruler = compare_images.fit(lambda: volumes.each(real_all), lambda: volumes.each(real), shapes)
+    spacing = real.spacing_um or synthetic.spacing_um
+
+    def measure(image):
+        return compare_images.measure(image, ruler) | compare_profiles.measure(image, ruler, spacing)
+
+    def pool(rows):
+        return compare_images.pool(rows) | compare_profiles.pool(rows)
+
+    def distances(one, other):
+        return compare_images.distances(one, other, measured["real"]) | compare_profiles.distances(one, other)
+
+    rows = {name: [measure(image) for image in volumes.each(images)] for name, images in {"real": real, **made}.items()}
     drawn = _sketches(folder, [path.stem for path in synthetic.paths])
     if drawn:
-        rows["sketch"] = [compare_images.measure(read(), ruler) for read in drawn]
-    measured = {name: compare_images.pool(row) for name, row in rows.items()}
-    distances = {name: compare_images.distances(measured["real"], row, measured["real"])
-                 for name, row in measured.items() if name != "real"}  # fmt: skip
+        rows["sketch"] = [measure(read()) for read in drawn]
+    measured = {name: pool(row) for name, row in rows.items()}
+    found = {name: distances(measured["real"], row) for name, row in measured.items() if name != "real"}
     half = len(real.paths) // 2
     if half:
-        first = compare_images.pool(rows["real"][:half])
-        measured["real, other half"] = compare_images.pool(rows["real"][half:])
-        distances["real, other half"] = compare_images.distances(first, measured["real, other half"], measured["real"])
+        measured["real, other half"] = pool(rows["real"][half:])
+        found["real, other half"] = distances(pool(rows["real"][:half]), measured["real, other half"])
     result = {
         "arguments": vars(args),
         "versions": {"jaxsynth": __version__, "jax": jax.__version__, "numpy": np.__version__},
         "real": [str(path.name) for path in real.paths],
         "synthetic": [str(path.name) for path in synthetic.paths],
-        "distances_from_real": distances,
+        "distances_from_real": found,
         "statistics": {name: row["statistics"] for name, row in measured.items() if name != "real, other half"},
     }
-    if pairs:
-        result["paired"] = _paired(real, synthetic, ruler)
+    if args.paired:
+        scores = {name: _paired(partners[name], images, ruler, spacing) for name, images in made.items()}
+        result["paired"] = scores.pop("synthetic")
+        if scores:
+            result["paired_also"] = scores
     manifests.make_folders(out, ("",))
     manifests.write_json(out / "evaluation.json", compare_images.finite(result))
-    _draw(figures, out, folder, real, synthetic, measured, result, ruler, bool(pairs))
-    _report(result)
-    print(f"written: {out / 'evaluation.json'}, {out / 'evaluation.png'}, {out / 'overview.png'}")
+    evaluation_report.draw(out, folder, real, synthetic, measured, result, ruler, spacing)
+    evaluation_report.show(result)
+    written = ("evaluation.json", "evaluation.png", "profiles.png", "overview.png")
+    print(f"written: {', '.join(str(out / name) for name in written)}")
     return result
+
+
+def _images(folder) -> Path:
+    """The folder itself, or that of the images where it is a data set."""
+    return Path(folder) / "images" if (Path(folder) / "images").is_dir() else Path(folder)
+
+
+def _open(folder, real, argument: str):
+    """The synthetic images of a folder. Raises InputError where they are not of the real ones' rank."""
+    from jaxsynth.data import volumes
+
+    images = volumes.open_set(_images(folder))
+    if real.ndim != images.ndim:
+        raise InputError(f"--real images are {real.ndim}D, {argument} {images.ndim}D")
+    return images
 
 
 def _pairs(real, synthetic) -> list[tuple[int, int]]:
@@ -179,17 +215,18 @@ def _pairs(real, synthetic) -> list[tuple[int, int]]:
     return pairs
 
 
-def _paired(real, synthetic, ruler) -> dict:
-    """Scores of every pair (`compare_images.pair`), with mean and standard deviation."""
+def _paired(real, synthetic, ruler, spacing) -> dict:
+    """Scores of every pair (`pair` of `compare_images` and `compare_profiles`), with mean and standard deviation."""
     import numpy as np
 
-    from jaxsynth import compare_images
+    from jaxsynth import compare_images, compare_profiles
     from jaxsynth.data import volumes
 
     rows = [
-        {"name": path.name, **compare_images.pair(one, other, ruler)}
+        {"name": path.name, **compare_images.pair(one, other, ruler),
+         **compare_profiles.pair(one, other, ruler, spacing)}
         for path, one, other in zip(synthetic.paths, volumes.each(real), volumes.each(synthetic), strict=True)
-    ]
+    ]  # fmt: skip
     names = [name for name in rows[0] if name != "name"]
     return {
         "range": [ruler.low, ruler.high],
@@ -213,87 +250,6 @@ def _sketches(folder: Path, names: list[str]) -> list[Callable]:
     if not all(file.is_file() for file in files):
         return []
     return [lambda file=file: intensities.denormalise(volumes.read(file), scale) for file in files]
-
-
-def _draw(figures, out, folder, real, synthetic, measured, result, ruler, paired) -> None:
-    import numpy as np
-
-    from jaxsynth.data import volumes
-    from jaxsynth.metrics import distribution
-
-    scale, edges = ruler.scale, ruler.edges
-
-    def stable(values):
-        return np.arcsinh((np.asarray(values) - scale.background) / scale.scale)
-
-    values = scale.background + scale.scale * np.sinh(np.linspace(stable(edges[0]), stable(edges[-1]), 6))
-    texts = [f"{value:.3g}" if real.dtype.kind == "f" else str(round(value)) for value in values]
-    widths = np.diff(stable(edges))
-    panels = [
-        {"title": "brightness", "x": stable(edges), "log": True, "xlabel": "grey value (asinh axis)",
-         "ylabel": "share of voxels per unit of the axis", "ticks": (stable([float(text) for text in texts]), texts),
-         "lines": {name: row["counts"] / row["counts"].sum() / widths for name, row in measured.items()}},
-        {"title": "spectrum", "x": distribution.frequencies(len(measured["real"]["spectrum"])), "log": True,
-         "xlabel": "cycles per voxel", "ylabel": "power (asinh scale)",
-         "lines": {name: row["spectrum"] for name, row in measured.items()}},
-    ]  # fmt: skip
-    figures.curves(out / "evaluation.png", panels, _table(result))
-
-    chosen = spread(len(synthetic.paths), ROWS)
-    shown = chosen if paired else spread(len(real.paths), len(chosen))
-    columns = {"real": [volumes.load(real, i) for i in shown]}
-    made = [synthetic.paths[i].stem for i in chosen]
-    for title, read in (("labels", volumes.read_labels), ("sketches", volumes.read)):
-        beside = [folder / title / f"{name}.tif" for name in made]
-        if all(file.is_file() for file in beside):
-            columns[title.replace("sketches", "sketch")] = [read(file) for file in beside]
-    columns["synthetic"] = [volumes.load(synthetic, i) for i in chosen]
-    # An unpaired real image shows other cells than its row: each is named where the name changes.
-    names = {title: made for title in columns} | {"real": [real.paths[i].stem for i in shown]}
-    spacing = real.spacing_um or synthetic.spacing_um
-    aspect = spacing[0] / spacing[-1] if spacing and real.ndim == 3 else 1.0
-    figures.overview(out / "overview.png", columns, names=names, aspect=aspect)
-
-
-def _table(result: dict) -> list[list[str]]:
-    """The numbers below the curves: distances, then what names a fault."""
-    from jaxsynth.compare_images import DISTANCES
-
-    distances, statistics = result["distances_from_real"], result["statistics"]
-    names = ["real", *(name for name in ("synthetic", "sketch", "real, other half") if name in distances)]
-    rows = [["", *names]]
-    for key, title in DISTANCES.items():
-        values = (distances.get(name, {}).get(key, math.nan) for name in names)
-        rows.append([title, *(f"{value:.4f}" if math.isfinite(value) else "" for value in values)])
-    for key in ("background_level", "background_noise_sd", "background_noise_correlation", "texture_scale_vox",
-                "quantile_0.5", "quantile_0.95", "quantile_0.99"):  # fmt: skip
-        values = (statistics.get(name, {}).get(key, math.nan) for name in names)
-        rows.append([key.replace("_", " "), *map(_text, values)])
-    for key in ("psnr", "ssim", "nrmse", "zncc") if "paired" in result else ():
-        text = f"{result['paired']['mean'][key]:.3f} ± {result['paired']['sd'][key]:.3f}"
-        rows.append([f"{key.upper()} of pairs", *(text if name == "synthetic" else "" for name in names)])
-    return rows
-
-
-def _text(value: float) -> str:
-    if not math.isfinite(value):
-        return ""
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _report(result: dict) -> None:
-    print(f"{'distance from real':<20} {'KLD':>8} {'BD':>8} {'Frechet':>8} {'spectrum dB':>12}")
-    for name, row in result["distances_from_real"].items():
-        print(f"{name:<20} {row['kld']:8.4f} {row['bhattacharyya']:8.4f} {row['frechet']:8.3f} "
-              f"{row['spectral_distance_db']:12.2f}")  # fmt: skip
-    columns = list(result["statistics"])
-    print(f"{'':<28} " + " ".join(f"{name:>10}" for name in columns))
-    for name in result["statistics"]["real"]:
-        print(f"{name:<28} " + " ".join(f"{result['statistics'][column][name]:10.3f}" for column in columns))
-    if "paired" in result:
-        mean, sd = result["paired"]["mean"], result["paired"]["sd"]
-        for name in mean:
-            print(f"{name:<28} {mean[name]:10.4f} +- {sd[name]:.4f}")
 
 
 if __name__ == "__main__":

@@ -176,13 +176,8 @@ def curves(path: str | os.PathLike, panels: Sequence[Mapping], table: Sequence[S
             draw(place, color=FAINT, linewidth=1, linestyle=":")
         if "ticks" in panel:
             axes.set_xticks(*panel["ticks"])
-        axes.set_title(panel["title"], loc="left", fontsize=12, color=INK, fontweight="bold")
-        axes.set_xlabel(panel["xlabel"], fontsize=10, color=INK)
-        axes.set_ylabel(panel["ylabel"], fontsize=10, color=INK)
-        axes.tick_params(which="both", labelsize=9, colors=FAINT)
+        dress(axes, panel["title"], panel["xlabel"], panel["ylabel"])
         axes.grid(color=RULE, linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(RULE)
         axes.margins(x=0.01)
         axes.legend(fontsize=9.5, frameon=False, labelcolor=INK)
     for i, texts in enumerate(table):
@@ -271,6 +266,16 @@ def _shorten(text, length):
     """The text, its middle left out where it is too long."""
     keep = (length - 1) // 2
     return text if len(text) <= length else f"{text[:keep]}…{text[-keep:]}"
+
+
+def dress(axes, title: str, xlabel: str, ylabel: str) -> None:
+    """Titles and quiet lines of a plot."""
+    axes.set_title(title, loc="left", fontsize=12, color=INK, fontweight="bold")
+    axes.set_xlabel(xlabel, fontsize=10, color=INK)
+    axes.set_ylabel(ylabel, fontsize=10, color=INK)
+    axes.tick_params(which="both", labelsize=9, colors=FAINT)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
 
 
 def new_figure(width: float, height: float):

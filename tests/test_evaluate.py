@@ -40,7 +40,8 @@ def test_equal_sets_have_no_distance(tmp_path, monkeypatch):
     evaluate(monkeypatch, "--real", real, "--synthetic", real, "--paired", "--out", tmp_path / "out")
     found = scores(tmp_path / "out")
     distances = found["distances_from_real"]
-    assert list(distances["synthetic"]) == ["kld", "bhattacharyya", "frechet", "spectral_distance_db"]
+    names = ["kld", "bhattacharyya", "frechet", "spectral_distance_db", "profile_distance"]
+    assert list(distances["synthetic"]) == names
     np.testing.assert_allclose(list(distances["synthetic"].values()), 0, atol=1e-9)
     assert distances["real, other half"]["frechet"] > 0
     assert 0 < distances["real, other half"]["kld"] < 1
@@ -106,7 +107,72 @@ def test_a_data_set_is_shown_with_labels_and_sketches(tmp_path, monkeypatch, cap
     saturation = np.ptp(picture[..., :3].astype(int), axis=-1)
     assert (saturation > 60).sum() > 200
     assert (tmp_path / "set" / "evaluation.png").stat().st_size > 5000
+    assert (tmp_path / "set" / "profiles.png").stat().st_size > 5000
     assert "background_noise_sd" in capsys.readouterr().out
+
+
+def fading(folder, count, shape=(16, 24, 40), decay=np.inf, seed=0, spacing_um=None):
+    """Volumes of a bright block on a pedestal, in noise; the light above the pedestal fades as exp(-z / decay)."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        image = rng.normal(300, 4, shape)
+        image[..., 10:30] += 600 * np.exp(-np.arange(shape[0]) / decay)[:, None, None]
+        volumes.write(folder / f"{i}.tif", image.astype(np.uint16), spacing_um=spacing_um)
+    return folder
+
+
+def test_profiles_of_pairs_tell_what_light_was_lost(tmp_path, monkeypatch, capsys):
+    """Of a block's light a share fades: along x and along z that share is the relative distance of profiles.
+
+    The pedestal over the minimum, a few sd of the noise, is left in the reference and makes it a little less.
+    """
+    real, lit = fading(tmp_path / "real", 3), fading(tmp_path / "lit", 3, seed=1)
+    fading(tmp_path / "set" / "images", 3, decay=8.0, seed=2)
+    options = ("--paired", "--also", f"decayed={tmp_path / 'set'}", "--out", tmp_path / "out")
+    evaluate(monkeypatch, "--real", real, "--synthetic", lit, *options)
+    found = scores(tmp_path / "out")
+    lost = 1 - np.exp(-np.arange(16) / 8).mean()
+    for row in (found["paired_also"]["decayed"]["mean"], found["distances_from_real"]["decayed"]):
+        assert 0.9 * lost < row["profile_distance"] < lost
+        assert 0.9 * lost < row["depth_profile_distance"] < lost
+    for row in (found["paired"]["mean"], found["distances_from_real"]["synthetic"]):
+        assert row["profile_distance"] < 0.02 and row["depth_profile_distance"] < 0.02
+        assert row["xz_spectral_distance_db"] < 1.5
+    assert found["distances_from_real"]["decayed"]["xz_spectral_distance_db"] > 3
+    assert found["paired_also"]["decayed"]["mean"]["psnr"] < found["paired"]["mean"]["psnr"] - 10
+    printed = capsys.readouterr().out
+    assert "profile z" in printed and "decayed" in printed and "profiles.png" in printed
+
+
+def test_profiles_of_unpaired_images_of_different_sizes(tmp_path, monkeypatch):
+    """Over relative position and on common frequencies, sizes do not matter; a drawn figure shows every set."""
+    spacing = (1.0, 0.5, 0.5)
+    real = fading(tmp_path / "real", 2, (16, 20, 40), 5.0, spacing_um=spacing)
+    (tmp_path / "made").mkdir()
+    for i, path in enumerate(sorted(real.iterdir())):
+        large = np.repeat(np.repeat(np.repeat(volumes.read(path), 2, 0), 2, 1), 2, 2)
+        volumes.write(tmp_path / "made" / f"{i}.tif", large)
+    evaluate(monkeypatch, "--real", real, "--synthetic", tmp_path / "made", "--out", tmp_path / "out")
+    found = scores(tmp_path / "out")["distances_from_real"]["synthetic"]
+    # A voxel repeated is a step where the line between centres rises: all but the block's edges are the same.
+    assert found["profile_distance"] < 0.06 and found["depth_profile_distance"] < 0.06
+    picture = io.imread(tmp_path / "out" / "profiles.png")[..., :3].astype(int)
+    for colour in ((27, 31, 36), (209, 73, 91), (140, 149, 159)):  # real, synthetic, the other half
+        assert (np.abs(picture - colour).max(-1) < 4).sum() > 100
+
+
+@pytest.mark.parametrize("other", ["real", "synthetic"])
+def test_a_further_set_needs_a_name_of_its_own(tmp_path, monkeypatch, capsys, other):
+    real = images(tmp_path / "real", 1)
+    images(tmp_path / "synthetic", 1)
+    with pytest.raises(SystemExit) as stop:
+        evaluate(
+            monkeypatch, "--real", real, "--synthetic", real, "--also", tmp_path / other, "--out", tmp_path / "out"
+        )
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"'{other}' is taken" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -207,6 +273,7 @@ def test_another_background_and_no_voxel_size(tmp_path, monkeypatch, capsys):
         (lambda p: masks(p, 1), ("--spacing_um", "1,0"), "positive"),
         (lambda p: masks(p, 1), ("--background_label", "-1"), "--background_label"),
         (lambda p: masks(p, 1), ("--paired",), "--paired: goes with images"),
+        (lambda p: masks(p, 1), ("--also", "x"), "--also: goes with images"),
         (lambda p: masks(p, 1), ("--channel", "0"), "--channel: goes with images"),
     ],
 )
