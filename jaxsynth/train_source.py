@@ -59,10 +59,7 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
     """
     train_set, val_set = train_start.open_images(config)
     patch, batch_size = tuple(config.data.patch), config.data.batch_size  # the patch is filled in now
-    before = saved or inherited
-    intensity = intensities.Intensity.from_dict(before["intensity"]) if before else None
-    if before and intensity.dtype != train_set.dtype.name:
-        raise InputError(f"trained so far on {intensity.dtype} images, {config.data.path} is {train_set.dtype}")
+    intensity = known_intensity(config, train_set, saved or inherited)
     resident = stream.fits_on_device(train_set, config.data.device_limit_gib * 2**30)
 
     def begin(key, first, placing):
@@ -77,17 +74,7 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
         val_batches = list(itertools.islice(held_out, -(-VAL_PATCHES // batch_size)))
         held_out.close()
 
-        def metadata():
-            lead = jax.process_index() == 0
-            seen = survey.survey(train_set, scale) if lead and saved is None else None
-            return {
-                "intensity": scale.to_dict(),
-                "spacing_um": train_set.spacing_um,
-                "num_files": len(train_set.paths),
-                "cells": saved["cells"] if saved else seen and dataclasses.asdict(seen),
-            }
-
-        return batches, val_batches, metadata
+        return batches, val_batches, lambda: metadata(train_set, scale, saved)
 
     return Source(
         batch=jax.ShapeDtypeStruct((batch_size, *patch, 1), "float32"),
@@ -98,3 +85,29 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
         held_out=val_set is not None,
         begin=begin,
     )
+
+
+def known_intensity(config, train_set: volumes.VolumeSet, before: dict | None) -> intensities.Intensity | None:
+    """The scale of brightness that metadata `before` holds; None without.
+
+    Raises:
+      InputError: it is of images of another dtype.
+    """
+    if not before:
+        return None
+    intensity = intensities.Intensity.from_dict(before["intensity"])
+    if intensity.dtype != train_set.dtype.name:
+        raise InputError(f"trained so far on {intensity.dtype} images, {config.data.path} is {train_set.dtype}")
+    return intensity
+
+
+def metadata(train_set: volumes.VolumeSet, scale: intensities.Intensity, saved: dict | None) -> dict:
+    """What a checkpoint says of the images; of a run continued, the survey that `saved` holds."""
+    lead = jax.process_index() == 0
+    seen = survey.survey(train_set, scale) if lead and saved is None else None
+    return {
+        "intensity": scale.to_dict(),
+        "spacing_um": train_set.spacing_um,
+        "num_files": len(train_set.paths),
+        "cells": saved["cells"] if saved else seen and dataclasses.asdict(seen),
+    }

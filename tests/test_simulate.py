@@ -16,6 +16,7 @@ from scipy import ndimage
 from jaxsynth import checkpoint, simulate
 from jaxsynth.data import intensity, volumes
 from jaxsynth.records import TrainState
+from jaxsynth.sim import extent
 from jaxsynth.sim.tissues import RECIPES
 
 KINDS = ("labels", "sketches", "images")
@@ -277,8 +278,10 @@ def test_maps(command, tmp_path):
     assert (counts[1:] == 1).all()
     for label, row in zip(ids[1:], np.argwhere(read["seeds"]), strict=True):
         assert depth[tuple(row)] == depth[labels == labels[tuple(row)]].max() and label in labels
-    to_body = [ndimage.distance_transform_edt(mask, sampling=0.5) for mask in (inside, ~inside)]
-    expected = np.where(inside, np.tanh(to_body[0] / 5), np.tanh(-to_body[1] / 20))
+    body = np.asarray(extent.closed(labels, (0.5, 0.5)))
+    assert (body | ~inside).all()
+    to_body = [ndimage.distance_transform_edt(mask, sampling=0.5) for mask in (body, ~body)]
+    expected = np.where(body, np.tanh(to_body[0] / 5), np.tanh(-to_body[1] / 20))
     np.testing.assert_allclose(read["position"], expected, atol=1e-5)
     padded = np.pad(labels, 1, mode="edge")
     faces = [padded[1:-1, 2:], padded[1:-1, :-2], padded[2:, 1:-1], padded[:-2, 1:-1]]

@@ -161,10 +161,17 @@ def open_pairs(
     Raises:
       InputError: unusable images, an image without labels or labels without an image.
     """
-    image_places, label_places = _places(images), _places(labels)
+    matched = match(images, labels)
+    opened = volumes.open_set(list(matched), channel=channel, dataset=dataset, spacing=spacing_um)
+    return opened, [matched[file] for file in opened.paths]
+
+
+def match(images: str | Sequence[str], labels: str | Sequence[str]) -> dict[Path, Path]:
+    """image file -> its label file, as `open_pairs` matches them."""
+    image_places, label_places = places(images), places(labels)
     if len(image_places) != len(label_places):
         raise InputError(f"images from {len(image_places)} places but labels from {len(label_places)}: give as many")
-    found, matched = [], []
+    matched = {}
     for image_place, label_place in zip(image_places, label_places, strict=True):
         files = volumes.find_files(image_place)
         by_stem = volumes.by_name(volumes.find_files(label_place), label_place)
@@ -172,19 +179,17 @@ def open_pairs(
         for file in files:
             if file.stem not in by_stem:
                 raise InputError(f"{label_place} has no label image for {file.name}")
+            if file in matched:
+                raise InputError(f"{images}: a file is given twice")
+            matched[file] = by_stem[file.stem]
         left = by_stem.keys() - {file.stem for file in files}
         if left:
             raise InputError(f"{image_place} has no image for the labels {by_stem[min(left)].name}")
-        found += files
-        matched += [by_stem[file.stem] for file in files]
-    if len(set(found)) < len(found):
-        raise InputError(f"{images}: a file is given twice")
-    order = sorted(range(len(found)), key=lambda i: found[i])
-    opened = volumes.open_set(found, channel=channel, dataset=dataset, spacing=spacing_um)
-    return opened, [matched[i] for i in order]
+    return matched
 
 
-def _places(path) -> list[str]:
+def places(path: str | Sequence[str]) -> list[str]:
+    """A path that may be several separated by commas, as a list; one that exists as it stands is one."""
     if not isinstance(path, str):
         return [str(place) for place in path]
     return [path] if Path(path).exists() else [part.strip() for part in path.split(",")]

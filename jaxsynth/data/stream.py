@@ -26,6 +26,7 @@ from jaxsynth.sim.sketch import LEVELS
 
 INT32_LIMIT = 2**31 - 1
 PREFETCH = 4  # batches being read ahead, one thread each
+SCALES_VOX = (views.ALPHA_VOX, views.ALPHA_VOX)  # of position maps
 AHEAD = 2  # simulated batches in the device's queue before they are asked for
 
 
@@ -66,7 +67,7 @@ def draw(key: jax.Array, shapes: np.ndarray, patch: tuple[int, ...], batch_size:
     return Draw(index=index, start=start, symmetry=symmetry)
 
 
-def _cut(flat: jax.Array, offset: jax.Array, shape: jax.Array, start: jax.Array, patch: tuple[int, ...]) -> jax.Array:
+def cut(flat: jax.Array, offset: jax.Array, shape: jax.Array, start: jax.Array, patch: tuple[int, ...]) -> jax.Array:
     """A patch of the volume of `shape` that lies in `flat` from `offset` on; [*patch]."""
     address = jnp.zeros(patch, jnp.int32)
     for axis, length in enumerate(patch):
@@ -128,12 +129,12 @@ def _resident(volumes, shapes, patch, drawn, finish, first_step, split, replicat
     sizes = np.prod(shapes, axis=1)
     offsets = jnp.asarray(np.cumsum(sizes) - sizes, jnp.int32)
     flat = np.concatenate([load(volumes, i).ravel() for i in range(len(shapes))])
-    flat = _place(flat, replicated)
+    flat = place(flat, replicated)
 
     def batch(flat, step):
         at = drawn(step)
-        cut = jax.vmap(lambda index, start: _cut(flat, offsets[index], jnp.asarray(shapes)[index], start, patch))
-        return finish(cut(at.index, at.start), at.symmetry)
+        one = jax.vmap(lambda index, start: cut(flat, offsets[index], jnp.asarray(shapes)[index], start, patch))
+        return finish(one(at.index, at.start), at.symmetry)
 
     batch = jax.jit(batch, out_shardings=split)
     step = first_step
@@ -169,7 +170,7 @@ def _streamed(volumes, shapes, patch, drawn, finish, first_step, split, replicat
                 while len(ahead) < PREFETCH:
                     ahead.append(pool.submit(read, step))
                     step += 1
-                yield finish(*(_place(array, rows) for array in ahead.popleft().result()))
+                yield finish(*(place(array, rows) for array in ahead.popleft().result()))
         finally:
             for future in ahead:
                 future.cancel()
@@ -183,7 +184,7 @@ def _rows_here(sharding: Sharding | None, count: int) -> list[int]:
     return sorted({row for (rows,) in places for row in range(*rows.indices(count))})
 
 
-def _place(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
+def place(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
     """A host array on the devices; every process gives the part that lies on its own."""
     if sharding is None or sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
@@ -215,6 +216,7 @@ def simulated(
     num_range: tuple[int, int] | None = None,
     levels: tuple[float, float, float] = LEVELS,
     maps: tuple[str, ...] = (),
+    scales_vox: tuple[float, float] = SCALES_VOX,
     first_step: int = 0,
     split: NamedSharding | None = None,
 ) -> Iterator[SimulatedBatch]:
@@ -230,6 +232,7 @@ def simulated(
       levels: grey levels of the sketch.
       maps: names of `views.MAPS`; "image", the microscope's picture with the recipe's PSF, float32 camera counts; of
         tissues with membranes also "nuclei" (int32, under the cells' labels) and "membrane" (bool).
+      scales_vox: of the map "position" within and outside the organism, see `views.position`.
       split: a sharding of the leading axis over a mesh; every device simulates its own share.
 
     Raises InputError, at the call, for recipes and maps unknown or impossible, and batches that do not split evenly.
@@ -250,6 +253,7 @@ def simulated(
     if batch_size < 1 or batch_size % many:
         raise InputError(f"batch_size: expected a positive multiple of {many}, the devices; got {batch_size}")
     drawn = {"recipe": found, "levels": tuple(levels), "maps": tuple(maps), "batch_size": batch_size, "split": split}
+    drawn["scales_vox"] = tuple(scales_vox)
     make = functools.partial(_simulate, key, num_range=(low, high), **drawn)
     return _queued(make, tissues.make_site(found, shape, spacing_um, high), first_step)
 
@@ -285,8 +289,8 @@ def _replace(old: SimulatedBatch, new: SimulatedBatch, which: jax.Array) -> Simu
     return jax.tree.map(lambda a, b: jnp.where(which.reshape((-1,) + (1,) * (a.ndim - 1)), b, a), old, new)
 
 
-@functools.partial(jax.jit, static_argnames=("recipe", "site", "levels", "maps", "batch_size", "split"))
-def _simulate(key, step, num_range, *, recipe, site, levels, maps, batch_size, split):
+@functools.partial(jax.jit, static_argnames=("recipe", "site", "levels", "maps", "scales_vox", "batch_size", "split"))
+def _simulate(key, step, num_range, *, recipe, site, levels, maps, batch_size, split, scales_vox=SCALES_VOX):
     """The batch of a step, and bool [2, B]: specimens with too many cells for a block, and for the slots."""
     spacing_um = site.spacing_um
 
@@ -294,7 +298,10 @@ def _simulate(key, step, num_range, *, recipe, site, levels, maps, batch_size, s
         own = keys.stream(key, "simulated", step, row)
         number = jax.random.randint(keys.stream(own, "num_cells"), (), num_range[0], num_range[1] + 1)
         made = tissues.specimen(own, recipe, number, site)
-        shown = {name: views.MAPS[name](made, spacing_um) for name in maps if name in views.MAPS}
+        known = views.MAPS | {
+            "position": functools.partial(views.position, alpha_vox=scales_vox[0], beta_vox=scales_vox[1])
+        }
+        shown = {name: known[name](made, spacing_um) for name in maps if name in known}
         shown |= {name: getattr(made, name) for name in maps if name in ("nuclei", "membrane")}
         if "image" in maps:
             shot, psf_sigma_um = keys.stream(own, "render"), recipe.psf_sigma_um[-len(site.shape) :]

@@ -86,8 +86,12 @@ def position_map(
     beta_um = alpha_um if beta_um is None else beta_um
     # Beyond 9 scales a float32 tanh is 1.
     limit = 9.0 * jnp.maximum(alpha_um, beta_um)
-    signed = distance.signed_um(mask, spacing_um, limit)
-    return jnp.tanh(signed / jnp.where(mask, alpha_um, beta_um))
+    return position(distance.signed_um(mask, spacing_um, limit), alpha_um, beta_um)
+
+
+def position(signed_um: jax.Array, alpha_um: jax.Array | float, beta_um: jax.Array | float) -> jax.Array:
+    """`position_map` of signed distances to the organism's boundary, float [*S], positive within; in any one unit."""
+    return jnp.tanh(signed_um / jnp.where(signed_um > 0, alpha_um, beta_um))
 
 
 def open_interiors(

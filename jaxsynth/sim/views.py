@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxsynth import keys
 from jaxsynth.records import Specimen
-from jaxsynth.sim import foregrounds, membranes, microscope
+from jaxsynth.sim import extent, foregrounds, membranes, microscope
 from jaxsynth.sim import sketch as sketches
 from jaxsynth.sim.sketch import LEVELS
 
@@ -68,11 +68,10 @@ def _fade(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
 
 
 def organism(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
-    """The voxels of the organism, bool [*S]: below its surface where that is known, else those of its cells."""
+    """The voxels of the organism, bool [*S]: below its surface where that is known, else its cells, closed."""
     if made.depth is not None:
         return foregrounds.depth_map(made.depth, made.labels.shape[-len(spacing_um) :], spacing_um) > 0
-    mask = _nearest(made, spacing_um) > 0
-    return mask if made.membrane is None else mask | made.membrane
+    return extent.closed(_nearest(made, spacing_um), spacing_um, made.membrane)
 
 
 def _nearest(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
@@ -99,9 +98,17 @@ def seeds(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
     return membranes.seeds(_nearest(made, spacing_um), spacing_um, made.brightness.shape[0] - 1)[0]
 
 
-def position(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
-    """The position map of paper 003, eq. 1, with alpha = beta = 100 voxels: float32 [*S] in [-1, 1]."""
-    return membranes.position_map(organism(made, spacing_um), spacing_um, ALPHA_VOX * spacing_um[-1])
+def position(
+    made: Specimen, spacing_um: tuple[float, ...], alpha_vox: float = ALPHA_VOX, beta_vox: float | None = None
+) -> jax.Array:
+    """The position map of paper 003, eq. 1: float32 [*S] in [-1, 1].
+
+    Args:
+      alpha_vox, beta_vox: scales within and outside the organism, voxels along x; None for the same.
+    """
+    alpha_um = alpha_vox * spacing_um[-1]
+    beta_um = alpha_um if beta_vox is None else beta_vox * spacing_um[-1]
+    return membranes.position_map(organism(made, spacing_um), spacing_um, alpha_um, beta_um)
 
 
 # name -> (specimen, spacing_um) -> [*S]

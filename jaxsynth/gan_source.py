@@ -1,0 +1,230 @@
+"""Where a GAN's batches come from: real images, and masks of label images or of specimens simulated where it trains."""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxsynth import keys, specimens, train_source, train_start
+from jaxsynth.data import intensity as intensities
+from jaxsynth.data import pairs, stream, survey, unpaired, volumes
+from jaxsynth.errors import InputError
+from jaxsynth.sim import tissues
+from jaxsynth.train_source import VAL_PATCHES, Placing, Source
+
+PARTS = ("image", "image_position", "mask", "position")
+
+
+@dataclasses.dataclass(frozen=True)
+class Masks:
+    """Masks to be drawn from.
+
+    Attributes:
+      num_voxels, num_bytes: of what is kept on the device.
+      summary: what they are.
+      begin: Placing -> (key, first step, symmetries) -> endless (masks, position maps), float32 [B, *patch, 1] each.
+    """
+
+    num_voxels: int
+    num_bytes: int
+    summary: str
+    begin: Callable[[Placing], Callable[[jax.Array, int, bool], Iterator]]
+
+
+def open_source(config, saved: dict | None, inherited: dict | None = None) -> Source:
+    """Patches of real images and of masks, drawn independently of each other; fills in data.patch where it is open.
+
+    A batch is "image" in [-1, 1] with its "image_position", "mask" in {0, 1} with its "position" (paper 003, eq. 1):
+    float32 [B, *patch, 1] each. Batch i depends on the key and i alone.
+
+    Args:
+      saved: metadata of the run's checkpoint. inherited: of another run that it starts from. Their scale of brightness
+        is kept.
+
+    Raises:
+      InputError: unusable files or numbers, neither labels nor a recipe, or more than the device is to hold.
+    """
+    own, data = config.gan, config.data
+    if own.mask not in unpaired.MASKS:
+        raise InputError(f"unknown gan.mask {own.mask!r}: expected one of {', '.join(unpaired.MASKS)}")
+    for name in ("alpha_vox", "beta_vox"):
+        if not 0 < own[name] < math.inf:
+            raise InputError(f"gan.{name}: expected a positive number of voxels, got {own[name]}")
+    if bool(own.labels) == bool(own.recipe):
+        raise InputError("expected either label images, gan.labels, or a recipe, gan.recipe, to make masks of")
+    train_set, val_set = train_start.open_images(config)
+    known = train_source.known_intensity(config, train_set, saved or inherited)
+    scale = known or intensities.fit(lambda: volumes.each(train_set), data.normalization)
+    of_train, of_val = _label_files(config, train_set, val_set)
+    if own.recipe:
+        masks = _from_recipe(config, train_set, scale, saved)
+    else:
+        masks = _from_files(config, train_set.spacing_um)
+    real = _images(config, train_set, scale, of_train)
+    held_out = _images(config, val_set, scale, of_val) if val_set else real
+    num_bytes = real.num_bytes + masks.num_bytes
+    if num_bytes > data.device_limit_gib * 2**30 or max(real.num_voxels, masks.num_voxels) > stream.INT32_LIMIT:
+        raise InputError(
+            f"{data.path}: {num_bytes / 2**30:.1f} GiB of images, masks and distances are more than "
+            f"data.device_limit_gib={data.device_limit_gib} (or 2^31 voxels); raise it, or train on fewer files"
+        )
+    patch, batch_size = tuple(data.patch), data.batch_size
+    scales_vox = (own.alpha_vox, own.beta_vox)
+
+    def begin(key, first, placing):
+        cut = {"patch": patch, "batch_size": batch_size, "scales_vox": scales_vox, "split": placing.split}
+        draw = masks.begin(placing)
+        on_device = unpaired.place(real, placing.replicated)
+
+        def batches(own_key, domain, first, symmetries):
+            images = unpaired.batches(
+                domain, keys.stream(own_key, "images"), lambda x: intensities.normalise(x, scale),
+                first_step=first, symmetries=symmetries, **cut,
+            )  # fmt: skip
+            drawn = draw(keys.stream(own_key, "masks"), first, symmetries)
+            with contextlib.closing(images), contextlib.closing(drawn):
+                for both in zip(images, drawn, strict=True):
+                    yield dict(zip(PARTS, itertools.chain(*both), strict=True))
+
+        fixed_on = unpaired.place(held_out, placing.replicated) if val_set else on_device
+        fixed = batches(keys.stream(key, "held out"), fixed_on, 0, False)
+        val_batches = list(itertools.islice(fixed, -(-VAL_PATCHES // batch_size)))
+        fixed.close()
+        coming = batches(keys.stream(key, "patches"), on_device, first, data.symmetries)
+        return coming, val_batches, lambda: train_source.metadata(train_set, scale, saved)
+
+    return Source(
+        batch={name: jax.ShapeDtypeStruct((batch_size, *patch, 1), "float32") for name in PARTS},
+        held_bytes=num_bytes,
+        summary=f"{len(train_set.paths)} training and {len(val_set.paths) if val_set else 0} held-out images "
+        f"({train_set.ndim}D, {train_set.dtype}), where they show the organism told by "
+        f"{'their labels' if of_train else 'their brightness'}; {masks.summary}",
+        held_out=val_set is not None,
+        begin=begin,
+    )
+
+
+def _label_files(config, train_set, val_set) -> tuple[list | None, list | None]:
+    """The label files of the images trained on and held out; None where the images have none."""
+    own, data = config.gan, config.data
+    if own.val_image_labels and not data.val_path:
+        raise InputError("gan.val_image_labels: there is no data.val_path whose labels these would be")
+    if not own.image_labels:
+        if own.val_image_labels:
+            raise InputError("gan.val_image_labels: give gan.image_labels, too")
+        return None, None
+    matched = pairs.match(data.path, own.image_labels)
+    if data.val_path:
+        if not own.val_image_labels:
+            raise InputError("held-out images have no labels: set --config.gan.val_image_labels=FOLDER")
+        matched |= pairs.match(data.val_path, own.val_image_labels)
+    return tuple([matched[path] for path in some.paths] if some else [] for some in (train_set, val_set))
+
+
+def _read_labels(config, file) -> np.ndarray:
+    labels = volumes.read_labels(file, dataset=config.gan.dataset)
+    return np.where(labels == config.gan.background_label, 0, labels).astype(np.int32)
+
+
+def _images(config, opened: volumes.VolumeSet, scale, files: list | None) -> unpaired.Domain:
+    """Images as their files have them, and how far from the organism's boundary their voxels are."""
+    values, distances = [], []
+    for index, image in enumerate(volumes.each(opened)):
+        values.append(image)
+        if files is None:
+            distances.append(unpaired.of_image(np.asarray(intensities.normalise(image, scale)), opened.spacing_um))
+            continue
+        labels = _read_labels(config, files[index])
+        if labels.shape != image.shape:
+            raise InputError(f"{files[index]}: labels {labels.shape} and image {image.shape} differ in shape")
+        distances.append(unpaired.of_labels(labels, opened.spacing_um, "cells")[1])
+    return unpaired.Domain(tuple(values), tuple(distances))
+
+
+def _from_files(config, image_spacing_um) -> Masks:
+    """Masks of label images; those that state no voxel size have that of the images."""
+    own, data, patch = config.gan, config.data, tuple(config.data.patch)
+    files = volumes.find_files(pairs.places(own.labels))
+    values, distances, num_cells = [], [], 0
+    for file in files:
+        labels = _read_labels(config, file)
+        if labels.ndim != len(patch):
+            raise InputError(f"{file}: expected {len(patch)}D labels, as the images are; got {labels.ndim}D")
+        if not data.allow_padding and any(np.less(labels.shape, patch)):
+            raise InputError(f"{file}: labels {labels.shape} are smaller than the patch {patch} and padding is refused")
+        mask, far = unpaired.of_labels(labels, volumes.spacing_um(file) or image_spacing_um, own.mask)
+        values.append(mask)
+        distances.append(far)
+        num_cells += len(np.unique(labels[labels > 0]))
+    if not num_cells:
+        raise InputError(f"{own.labels}: no label image has a cell")
+    domain = unpaired.Domain(tuple(values), tuple(distances))
+    cut = {"patch": patch, "batch_size": data.batch_size, "scales_vox": (own.alpha_vox, own.beta_vox)}
+
+    def begin(placing):
+        held = unpaired.place(domain, placing.replicated)
+
+        def draw(key, first, symmetries):
+            options = cut | {"first_step": first, "symmetries": symmetries, "split": placing.split}
+            return unpaired.batches(held, key, lambda mask: mask.astype(jnp.float32), **options)
+
+        return draw
+
+    return Masks(domain.num_voxels, domain.num_bytes, f"masks of {len(files)} label images, {num_cells} cells", begin)
+
+
+def _from_recipe(config, train_set: volumes.VolumeSet, scale, saved: dict | None) -> Masks:
+    """Masks of specimens, drawn as `jaxsynth.sample` draws them for this run."""
+    own, data, patch = config.gan, config.data, tuple(config.data.patch)
+    batch_size = data.batch_size
+    if own.reuse < 1:
+        raise InputError(f"gan.reuse must be at least 1, got {own.reuse}")
+    cells = saved["cells"] if saved else None
+    if not saved and own.recipe == "nuclei":  # the only one whose cells get the size of those in the images
+        seen = survey.survey(train_set, scale)
+        cells = seen and dataclasses.asdict(seen)
+    metadata = {"config": {"data": {"patch": patch}}, "spacing_um": train_set.spacing_um, "cells": cells}
+    plan = specimens.plan(own.recipe, tuple(own.shape) or None, tuple(own.spacing_um) or None, None, metadata)
+    if not data.allow_padding and any(np.less(plan.shape, patch)):
+        raise InputError(f"gan.shape: {plan.shape} is smaller than the patch {patch} and padding is refused")
+    found = tissues.find(plan.recipe)
+    num_range = plan.num_range or tissues.num_cells_range(found, plan.shape, plan.drawn_at_um)
+
+    def begin(placing):
+        # Specimens are split over devices by rows alone, patches also along y.
+        rows = NamedSharding(placing.split.mesh, PartitionSpec(placing.split.spec[0]))
+
+        def draw(key, first, symmetries):
+            def batch(mask, position, step):
+                at = stream.draw(keys.stream(key, "patch", step), np.asarray([plan.shape]), patch, batch_size)
+
+                def one(mask, position, start, symmetry):
+                    both = (mask.astype(jnp.float32).ravel(), position.ravel())
+                    shape = jnp.asarray(plan.shape, jnp.int32)
+                    return unpaired.cut_one(both, jnp.int32(0), shape, start, symmetry, patch, symmetries)
+
+                cut = jax.vmap(one)(mask, position, at.start, at.symmetry)
+                return tuple(part[..., None] for part in cut)
+
+            batch = jax.jit(batch, out_shardings=placing.split)
+            number, step = divmod(first, own.reuse)
+            simulated = stream.simulated(
+                found, key, shape=plan.shape, batch_size=batch_size, spacing_um=plan.drawn_at_um,
+                num_range=num_range if found.num_cells else None, maps=("boundary", "position"),
+                scales_vox=(own.alpha_vox, own.beta_vox), first_step=number, split=rows,
+            )  # fmt: skip
+            for made in simulated:
+                mask = made.maps["boundary"] if own.mask == "boundary" else made.labels > 0
+                for again in range(step, own.reuse):
+                    yield batch(mask, made.maps["position"], number * own.reuse + again)
+                number, step = number + 1, 0
+
+        return draw
+
+    return Masks(0, 0, f"masks of specimens of {plan.recipe}, {plan.shape} voxels, {own.reuse} steps each", begin)

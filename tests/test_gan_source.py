@@ -1,0 +1,242 @@
+"""The GAN's batches: images and masks as the files hold them, each with its own position map."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from jaxsynth import cli, devices, gan_source, keys
+from jaxsynth.data import intensity as intensities
+from jaxsynth.data import stream, volumes
+from jaxsynth.errors import InputError
+from jaxsynth.sim import extent, membranes
+from jaxsynth.train_source import Placing
+
+CASES = {
+    2: {"image": (40, 50), "labels": (43, 53), "patch": (24, 24), "spacing": (0.5, 0.5), "radius": 5},
+    3: {"image": (10, 32, 28), "labels": (13, 35, 31), "patch": (12, 16, 16), "spacing": (2.0, 1.0, 1.0), "radius": 4},
+}
+KEY = keys.root(3)
+organism = jax.jit(extent.closed, static_argnums=1)
+
+
+def cells(shape, radius, number):
+    """Labels of some touching balls."""
+    rng = np.random.default_rng(number)
+    centres = np.array(shape) * rng.uniform(0.3, 0.7, (6, len(shape)))
+    away = ((np.indices(shape)[:, None] - centres.T.reshape(len(shape), 6, *(1,) * len(shape))) ** 2).sum(0)
+    return np.where(away.min(0) <= radius**2, 3 * away.argmin(0) + 2, 0).astype(np.uint16)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def files(request, tmp_path_factory):
+    """A folder of images with their labels, and of labels of other sizes; one volume is smaller than the patch."""
+    folder, case = tmp_path_factory.mktemp("files"), CASES[request.param]
+    for part in ("images", "image_labels", "labels"):
+        (folder / part).mkdir()
+    for number in range(2):
+        shape = tuple(n + 3 * number for n in case["image"])
+        own = cells(shape, case["radius"], number)
+        image = np.random.default_rng(number).normal(200, 30, shape) + 2000 * (own > 0)
+        volumes.write(folder / "images" / f"{number}.tif", image.astype(np.uint16), spacing_um=case["spacing"])
+        volumes.write(folder / "image_labels" / f"{number}.tif", own, spacing_um=case["spacing"])
+        shape = tuple(n - 3 * number for n in case["labels"])
+        file = folder / "labels" / f"l{number}.tif"
+        volumes.write(file, cells(shape, case["radius"], 5 + number), spacing_um=case["spacing"])
+    return folder, case
+
+
+def configure(files, **overrides):
+    folder, case = files
+    config = cli.read_config("configs/common.py", [])
+    config.task = "gan"
+    config.data.path, config.data.val_fraction = str(folder / "images"), 0.0
+    config.data.patch, config.data.batch_size = case["patch"], 4
+    config.gan.labels, config.gan.image_labels = str(folder / "labels"), str(folder / "image_labels")
+    config.gan.alpha_vox, config.gan.beta_vox = 7.0, 20.0
+    with config.unlocked():
+        config.update_from_flattened_dict(overrides)
+    return config
+
+
+def placing(count=1):
+    mesh = devices.make_mesh(jax.devices()[:count])
+    return Placing(devices.split(mesh), devices.replicated(mesh))
+
+
+def take(config, count, first=0, saved=None, over=1):
+    """(batches, validation batches, metadata, source)"""
+    source = gan_source.open_source(config, saved)
+    batches, val_batches, told = source.begin(KEY, first, placing(over))
+    found = jax.device_get(list(itertools.islice(batches, count)))
+    batches.close()
+    for batch in [*found, *val_batches]:
+        assert batch.keys() == source.batch.keys()
+        assert all(batch[name].shape == like.shape and batch[name].dtype == like.dtype
+                   for name, like in source.batch.items())  # fmt: skip
+    return found, jax.device_get(val_batches), told(), source
+
+
+def expected(volume, index, start, symmetry, patch):
+    """The patch by NumPy: reflected, cut, turned."""
+    whole = np.pad(volume, 20, mode="reflect")
+    cut = whole[tuple(slice(s + 20, s + 20 + n) for s, n in zip(start, patch, strict=True))]
+    for axis in (0, 1):
+        cut = np.flip(cut, axis - 2) if symmetry[axis] else cut
+    return np.swapaxes(cut, -1, -2) if symmetry[2] else cut
+
+
+@pytest.mark.parametrize(("files", "kind"), [(2, "cells"), (3, "boundary")], indirect=["files"])
+def test_patches_are_what_the_files_hold(files, kind):
+    folder, case = files
+    batches, _, told, source = take(configure(files, **{"gan.mask": kind}), 2)
+    scale, spacing = intensities.Intensity.from_dict(told["intensity"]), case["spacing"]
+    assert told["spacing_um"] == spacing and told["num_files"] == 2 and source.held_bytes > 0
+
+    def maps(file):
+        labels = volumes.read_labels(file)
+        body = np.asarray(organism(labels, spacing))
+        relative = np.asarray(spacing) / spacing[-1]
+        to_body = [ndimage.distance_transform_edt(part, sampling=relative) for part in (body, ~body)]
+        position = np.where(body, np.tanh(to_body[0] / 7), np.tanh(-to_body[1] / 20))
+        mask = np.asarray(membranes.boundary(jnp.asarray(labels))) & (labels > 0) if kind == "boundary" else labels > 0
+        return mask.astype(np.float32), position
+
+    images = [intensities.normalise(volumes.read(file), scale) for file in sorted((folder / "images").iterdir())]
+    of_images = [maps(file)[1] for file in sorted((folder / "image_labels").iterdir())]
+    masks, of_masks = zip(*(maps(file) for file in sorted((folder / "labels").iterdir())), strict=True)
+    named = {"images": {"image": images, "image_position": of_images}, "masks": {"mask": masks, "position": of_masks}}
+    places = []
+    for step, batch in enumerate(batches):
+        for name, parts in named.items():
+            own = keys.stream(KEY, "patches")
+            shapes = np.array([part.shape for part in next(iter(parts.values()))])
+            at = stream.draw(keys.stream(keys.stream(own, name), step), shapes, case["patch"], 4)
+            places.append(np.asarray(at.start))
+            for row, where in enumerate(zip(*map(np.asarray, (at.index, at.start, at.symmetry)), strict=True)):
+                for part, wholes in parts.items():
+                    wanted = expected(np.asarray(wholes[where[0]]), *where, case["patch"])
+                    found = batch[part][row, ..., 0]
+                    # Distances are kept to one part in 2000.
+                    close = 1e-6 if part in ("image", "mask") else 3e-4
+                    np.testing.assert_allclose(found, wanted, atol=close)
+        assert set(np.unique(batch["mask"])) == {0, 1}
+    assert not np.array_equal(places[0], places[1])  # images and masks are drawn independently
+
+
+def test_batches_depend_on_the_key_and_their_number_alone(files):
+    config = configure(files, **{"data.val_fraction": 0.5})
+    batches, val_batches, told, source = take(config, 3)
+    assert source.held_out and told["num_files"] == 1 and len(val_batches) == 4
+    again, val_again, _, _ = take(configure(files, **{"data.val_fraction": 0.5}), 2, first=1, saved=told)
+    jax.tree.map(np.testing.assert_array_equal, batches[1:], again)
+    jax.tree.map(np.testing.assert_array_equal, val_batches, val_again)
+    split, _, _, _ = take(config, 1, over=4)
+    jax.tree.map(np.testing.assert_array_equal, batches[:1], split)
+    # What is held out is the last image, and is not turned.
+    whole = intensities.normalise(
+        volumes.read(files[0] / "images" / "1.tif"), intensities.Intensity.from_dict(told["intensity"])
+    )
+    shapes = np.array([whole.shape])
+    at = stream.draw(keys.stream(keys.stream(KEY, "held out"), "images", 0), shapes, files[1]["patch"], 4)
+    wanted = expected(whole, 0, np.asarray(at.start)[0], (0, 0, 0), files[1]["patch"])
+    np.testing.assert_allclose(val_batches[0]["image"][0, ..., 0], wanted, atol=1e-6)
+
+
+def test_images_without_labels_show_where_their_cells_are(files):
+    """Bright cells on a dark ground: the position map by brightness is nearly that of the labels."""
+    by_labels = take(configure(files), 1)[0][0]["image_position"]
+    found = take(configure(files, **{"gan.image_labels": ""}), 1)[0][0]["image_position"]
+    assert 0.05 < (by_labels > 0).mean() < 0.95
+    assert ((found > 0) == (by_labels > 0)).mean() > 0.8
+    assert np.corrcoef(found.ravel(), by_labels.ravel())[0, 1] > 0.85
+
+
+@pytest.mark.parametrize("files", [2], indirect=True)
+def test_specimens_instead_of_files(files):
+    """Every mask is a piece of a specimen of 2D nuclei, used for two steps; a later start continues in the middle."""
+    own = {"gan.labels": "", "gan.recipe": "nuclei", "gan.shape": (48, 48), "gan.spacing_um": (0.5, 0.5),
+           "gan.reuse": 2, "gan.mask": "cells", "data.batch_size": 2}  # fmt: skip
+    config = configure(files, **own)
+    batches, val_batches, _, source = take(config, 4)
+    assert "specimens of nuclei" in source.summary and len(val_batches) == 8
+    masks = np.stack([batch["mask"] for batch in batches])
+    assert set(np.unique(masks)) == {0, 1}
+    for batch in batches:
+        inside = batch["position"] > 0
+        assert inside[batch["mask"] > 0].all() and not np.array_equal(batch["image_position"], batch["position"])
+    assert not np.array_equal(masks[0], masks[1])
+    again = take(configure(files, **own), 3, first=1)[0]
+    jax.tree.map(np.testing.assert_array_equal, batches[1:], again)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"gan.labels": ""}, "expected either label images, gan.labels, or a recipe"),
+        ({"gan.recipe": "nuclei"}, "expected either label images, gan.labels, or a recipe"),
+        ({"gan.mask": "walls"}, "unknown gan.mask 'walls': expected one of boundary, cells"),
+        ({"gan.alpha_vox": 0.0}, "gan.alpha_vox: expected a positive number"),
+        ({"gan.val_image_labels": "x"}, "there is no data.val_path"),
+        ({"data.device_limit_gib": 1e-9}, "raise it, or train on fewer files"),
+        ({"data.allow_padding": False, "data.patch": (39, 40), "gan.labels": "{small}"}, "smaller than the patch"),
+        ({"gan.labels": "{other}"}, r"expected 2D labels, as the images are; got 3D"),
+        ({"gan.labels": "{empty}"}, "no label image has a cell"),
+        ({"gan.image_labels": "{labels}"}, "has no label image for 0.tif"),
+        ({"gan.image_labels": "{shifted}"}, "differ in shape"),
+        ({"gan.labels": "", "gan.recipe": "nuclei", "gan.reuse": 0}, "gan.reuse must be at least 1"),
+    ],
+)
+def test_what_cannot_be_used_is_said(tmp_path, overrides, message):
+    labels = cells((40, 50), 5, 0)
+    written = {"images": [labels * 9, labels * 7], "labels": [labels], "other": [np.stack([labels] * 4)],
+               "small": [labels[:30]], "empty": [0 * labels], "shifted": [labels[:-1], labels]}  # fmt: skip
+    for folder, arrays in written.items():
+        (tmp_path / folder).mkdir()
+        for number, array in enumerate(arrays):
+            name = "l" if folder == "labels" else number
+            volumes.write(tmp_path / folder / f"{name}.tif", array)
+    config = configure((tmp_path, {"patch": (24, 24)}), **{"gan.image_labels": ""})
+    places = {folder: tmp_path / folder for folder in written}
+    filled = {name: own.format(**places) if isinstance(own, str) else own for name, own in overrides.items()}
+    with config.unlocked():
+        config.update_from_flattened_dict(filled)
+    with pytest.raises(InputError, match=message):
+        gan_source.open_source(config, None)
+
+
+@pytest.mark.parametrize("files", [2], indirect=True)
+def test_background_may_have_a_label_of_its_own(tmp_path, files):
+    own = sorted((files[0] / "labels").iterdir())
+    for file in own:
+        labels = volumes.read_labels(file)
+        volumes.write(tmp_path / file.name, np.where(labels == 0, 1, labels).astype(np.uint16),
+                      spacing_um=files[1]["spacing"])  # fmt: skip
+    plain = take(configure(files), 1)[0]
+    other = take(configure(files, **{"gan.labels": str(tmp_path), "gan.background_label": 1,
+                                     "gan.image_labels": str(files[0] / "image_labels")}), 1)[0]  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, plain, other)
+
+
+def test_real_nuclei(real_data, tmp_path):
+    """GOWT1: with its labels or by brightness, the nuclei lie in the organism, and it is more than they are."""
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        for file in volumes.find_files(real_data / "gowt1" / part)[:1]:
+            own = volumes.read_labels(file) if part == "masks" else volumes.read(file)
+            volumes.write(tmp_path / part / "a.tif", own[256:768:2, 256:768:2], spacing_um=(0.48, 0.48))
+    config = configure((tmp_path, {"patch": (128, 128)}), **{
+        "gan.labels": str(tmp_path / "masks"), "gan.image_labels": str(tmp_path / "masks"), "gan.mask": "cells",
+        "gan.alpha_vox": 50.0, "gan.beta_vox": 50.0})  # fmt: skip
+    batches = take(config, 4)[0]
+    inside = np.stack([batch["position"] > 0 for batch in batches])
+    masks = np.stack([batch["mask"] > 0 for batch in batches])
+    assert inside[masks].all() and masks.mean() < inside.mean() < 1
+    config.gan.image_labels = ""
+    by_light = np.stack([batch["image_position"] > 0 for batch in take(config, 4)[0]])
+    by_labels = np.stack([batch["image_position"] > 0 for batch in batches])
+    both = (by_light & by_labels).sum() / (by_light | by_labels).sum()
+    assert both > 0.8
