@@ -71,6 +71,31 @@ def get_config() -> ConfigDict:
     c.seg.spacing_um = ()  # of a specimen; (): the checkpoint's, or the recipe's
     c.seg.reuse = 8  # steps that a batch of specimens is used for, each time with other patches
 
+    c.gan = ConfigDict()  # task gan only, see configs/gan_membranes.py
+    c.gan.labels = ""  # label images that masks are made of; need not belong to the images of data.path
+    c.gan.image_labels = ""  # labels of data.path, equal names, for the organism's extent; "": from their brightness
+    c.gan.val_image_labels = ""  # of data.val_path
+    c.gan.dataset = "data/instance"  # data set of the labels inside HDF5 files
+    c.gan.background_label = 0  # what is background in the labels
+    c.gan.mask = "boundary"  # boundary (voxels of cells beside another label: membranes) | cells (nuclei)
+    c.gan.alpha_vox = 100.0  # scale of the position map in the organism, voxels along x (paper 003, eq. 1)
+    c.gan.beta_vox = 100.0  # and outside
+    # Masks without files: specimens of a recipe, simulated where the network trains.
+    c.gan.recipe = ""  # see jaxsynth.simulate; "": gan.labels are files
+    c.gan.shape = ()  # of a specimen; (): the recipe's
+    c.gan.spacing_um = ()  # of a specimen; (): the images', or the recipe's
+    c.gan.reuse = 8  # steps that a batch of specimens is used for, each time with other patches
+    c.gan.loss = "logistic"  # adversarial: logistic (the paper's) | least_squares | hinge
+    c.gan.identity = 1.0  # weight of the identity loss: real images in the masks' place are to stay as they are
+    c.gan.critic_features = 64  # channels of the critic's first level; 64 is the published width
+    c.gan.r1 = 0.0  # weight of the penalty on the critic's gradient at real images; 0: none
+    c.gan.r1_every = 16  # steps from one penalty to the next
+    # Augmentation of what the critic sees (data/ada.py), the more often the surer it is of real images:
+    c.gan.ada_target = 0.6  # mean sign of its logits of real images that is aimed at
+    c.gan.ada_step = 0.05  # by how much the probability moves at a time; 0: not at all
+    c.gan.ada_every = 50  # steps from one move to the next
+    c.gan.ada_start = 0.0  # probability at first
+
     c.optim = ConfigDict()
     c.optim.name = "radam"  # radam (the papers') | adamw
     c.optim.learning_rate = 1e-3

@@ -26,7 +26,10 @@ train_2d_group and train_3d_group the default one. sharded_data_8 and sharded_sp
 which are counted, not run: flops_share of one device, 1/8 at best, and communication_bytes, those of the results of
 the collectives per device.
 
-Steps of both suites are counted: flops are those of the direct convolutions, two per multiply-add, three times as many
+gan is one step of training the GAN at the published patch, both networks at once (gan_train_2d, gan_train_3d), and one
+image made of a mask (gan_generate). --peer torch trains generator and critic in turns, without augmentations.
+
+Steps of these suites are counted: flops are those of the direct convolutions, two per multiply-add, three times as many
 for training, however they are computed, on both sides; bytes are what XLA counts as read and written. matmul_peak and
 copy_peak are measured in the same process (suite device shows them): float32 on a CPU, bfloat16 elsewhere. peak_share
 is flops_per_s / matmul_peak; no program can be faster than floor_compute_s = flops / matmul_peak, unless it computes
@@ -48,7 +51,17 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from jaxsynth import bench_device, bench_generate, bench_peer, bench_sample, bench_sim, bench_start, bench_train, cli
+from jaxsynth import (
+    bench_device,
+    bench_gan,
+    bench_generate,
+    bench_peer,
+    bench_sample,
+    bench_sim,
+    bench_start,
+    bench_train,
+    cli,
+)
 from jaxsynth.errors import InputError
 
 KEYS = ("suite", "case", "shape", "num_cells", "device", "compile_s", "median_s", "voxels_per_s", "peak_bytes",
@@ -220,6 +233,11 @@ SUITES = {
         "train_3d_group": functools.partial(bench_train.step, (32, 64, 64), norm="group", rounds=5),
         "sharded_data_8": functools.partial(bench_train.split, (32, 64, 64), batch=8, space=1),
         "sharded_space_8": functools.partial(bench_train.split, (32, 128, 128), batch=1, space=8),
+    },
+    "gan": {
+        "gan_train_2d": functools.partial(bench_gan.step, (256, 256), rounds=10),
+        "gan_train_3d": functools.partial(bench_gan.step, (64, 128, 128)),
+        "gan_generate": functools.partial(bench_gan.generation, (51, 128, 128)),
     },
     "start": {"start": bench_start.start},
     "device": {"matmul": bench_device.matmul, "copy": bench_device.copy},

@@ -1,9 +1,10 @@
-"""The benchmark's peer: the PyTorch twin of tests/peers at the same work as this package.
+"""The benchmark's peer: the PyTorch twins of tests/peers at the same work as this package.
 
 Eager, and compiled by torch.compile; channels last, on a GPU in bfloat16, else in float32. On a GPU cuDNN tries its
 algorithms and keeps the fastest (torch.backends.cudnn.benchmark), as XLA does.
 """
 
+import importlib
 import importlib.util
 import statistics
 import sys
@@ -15,7 +16,7 @@ from jaxsynth.errors import InputError
 
 PEERS = ("torch",)
 KEYS = ("peer_compiled_median_s", "ratio_compiled", "peer_note")
-TWIN = Path(__file__).parent.parent / "tests" / "peers" / "unet.py"
+TWINS = Path(__file__).parent.parent / "tests" / "peers" / "__init__.py"
 
 
 def check(peer: str | None) -> None:
@@ -24,14 +25,16 @@ def check(peer: str | None) -> None:
         return
     if peer not in PEERS:
         raise InputError(f"--peer: expected {', '.join(PEERS)}; got {peer!r}")
-    if not TWIN.is_file():
-        raise InputError(f"--peer torch: {TWIN} is not there; the PyTorch twin comes with a checkout of the repository")
+    if not TWINS.is_file():
+        raise InputError(
+            f"--peer torch: {TWINS} is not there; the PyTorch twins come with a checkout of the repository"
+        )
     if importlib.util.find_spec("torch") is None:
         raise InputError("--peer torch: PyTorch is not installed; pip install 'jaxsynth[peers]'")
 
 
-def load():
-    """The module of the PyTorch twin, which is no part of the package; raises InputError as `check`."""
+def load(name: str = "unet"):
+    """A module of PyTorch twins, which are no part of the package; raises InputError as `check`."""
     check("torch")
     import torch
 
@@ -39,11 +42,12 @@ def load():
         raise InputError("--peer torch: JAX runs on a GPU here but this PyTorch cannot, which compares nothing")
     torch.set_num_threads(bench_device.num_cores())
     torch.backends.cudnn.benchmark = bench_device.on_gpu()
-    name = "jaxsynth_peer_unet"
-    spec = importlib.util.spec_from_file_location(name, TWIN)
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    package = "jaxsynth_peers"
+    if package not in sys.modules:
+        spec = importlib.util.spec_from_file_location(package, TWINS, submodule_search_locations=[str(TWINS.parent)])
+        sys.modules[package] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[package])
+    return importlib.import_module(f"{package}.{name}")
 
 
 def forward(module, shape: tuple[int, ...], features: int, compiler: str | None = None) -> tuple[Callable, object]:
@@ -111,6 +115,73 @@ def training(
     return run
 
 
+def gan_generation(module, shape: tuple[int, ...], features: int, compiler: str | None = None) -> Callable[[], None]:
+    """The published generator on a mask and its position map; waits for the image. Arguments as in `forward`."""
+    import torch
+
+    net, place, layout = _placed(module.TorchGenerator(len(shape), features).eval())
+    x = layout(torch.rand(1, 2, *shape, device=place))
+    net = torch.compile(net, backend=compiler) if compiler else net
+
+    @torch.inference_mode()
+    def run() -> None:
+        with torch.autocast(place.type, torch.bfloat16, enabled=bench_device.on_gpu()):
+            net(x)
+        if bench_device.on_gpu():
+            torch.cuda.synchronize()
+
+    return run
+
+
+def gan_training(
+    module,
+    shape: tuple[int, ...],
+    *,
+    batch: int = 1,
+    features: int = 16,
+    critic_features: int = 64,
+    compiler: str | None = None,
+) -> Callable[[], float]:
+    """A step of training the twins as `tasks.gan` trains, without augmentations; it returns the critic's loss. First
+    the generator, then the critic on the same images. Arguments as in `forward`."""
+    import torch
+    from torch.nn import functional
+
+    generator, place, layout = _placed(module.TorchGenerator(len(shape), features))
+    critic = _placed(module.TorchCritic(len(shape), critic_features))[0]
+    given, real, position = (layout(torch.rand(batch, n, *shape, device=place)) for n in (2, 1, 1))
+    optimisers = [torch.optim.RAdam(net.parameters(), lr=1e-3) for net in (generator, critic)]
+    average = [parameter.detach().clone() for parameter in generator.parameters()]
+    draw, judge = (torch.compile(net, backend=compiler) if compiler else net for net in (generator, critic))
+
+    def against(logits, real: float):
+        logits = logits.float()
+        return functional.binary_cross_entropy_with_logits(logits, torch.full_like(logits, real))
+
+    def run() -> float:
+        with torch.autocast(place.type, torch.bfloat16, enabled=bench_device.on_gpu()):
+            fake = draw(given)
+            same = draw(layout(torch.cat([real, position], 1)))
+            critic.requires_grad_(False)
+            own = against(judge(layout(torch.cat([fake, given[:, 1:]], 1))), 1.0)
+        loss = own + functional.l1_loss(same.float(), real)
+        optimisers[0].zero_grad(set_to_none=True)
+        loss.backward()
+        optimisers[0].step()
+        torch._foreach_lerp_(average, [parameter.detach() for parameter in generator.parameters()], 1e-3)
+        critic.requires_grad_(True)
+        with torch.autocast(place.type, torch.bfloat16, enabled=bench_device.on_gpu()):
+            told_real = against(judge(layout(torch.cat([real, position], 1))), 1.0)
+            told_fake = against(judge(layout(torch.cat([fake.detach(), given[:, 1:]], 1))), 0.0)
+        loss = (told_real + told_fake) / 2
+        optimisers[1].zero_grad(set_to_none=True)
+        loss.backward()
+        optimisers[1].step()
+        return loss.item()  # which waits
+
+    return run
+
+
 def beside(ours: Callable, make: Callable, what: str, rounds: int, compiler: str) -> tuple[list[float], dict]:
     """Times `ours`, the eager and the compiled peer in turns.
 
@@ -155,6 +226,6 @@ def _placed(net):
     import torch
 
     place = torch.device("cuda" if bench_device.on_gpu() else "cpu")
-    rank = 2 if isinstance(net.c1[0], torch.nn.Conv2d) else 3
+    rank = next(parameter for parameter in net.parameters() if parameter.ndim > 1).ndim - 2
     kind = torch.channels_last if rank == 2 else torch.channels_last_3d
     return net.to(place).to(memory_format=kind), place, lambda x: x.contiguous(memory_format=kind)

@@ -3,68 +3,33 @@
     python -m jaxsynth.convert CKPT --out DIR
     python -m jaxsynth.convert RUN --out FILE.ckpt
 
-CKPT is a PyTorch Lightning checkpoint (or a bare state dict) of the published diffusion denoiser or of the published
-segmentation network, 2D or 3D; DIR becomes a run that jaxsynth.sample and jaxsynth.tune, or jaxsynth.segment, take.
+CKPT is a PyTorch Lightning checkpoint (or a bare state dict) of the published diffusion denoiser, of the published
+segmentation network or of the published GAN, 2D or 3D; DIR becomes a run that jaxsynth.sample and jaxsynth.tune, or
+jaxsynth.segment, take, and jaxsynth.train goes on with.
 Such a file does not tell what images the network was trained on: --images FOLDER measures their range, type and voxel
 size, in files of several channels those of --channel. A segmentation network needs of these at most the voxel size. No
-code that the file may hold is run.
+code that the file may hold is run. Of a GAN, names begin with `generator.` and `discriminator.`; a file without the
+latter gives a run whose critic is new, which changes nothing in the images.
 
-RUN is a training run or one of its checkpoints; FILE holds the averaged weights under the published names, for
-torch.load, and all else that jaxsynth needs to take it back.
+RUN is a training run or one of its checkpoints; FILE holds the averaged weights (of a GAN's critic, the last) under the
+published names, for torch.load, and all else that jaxsynth needs to take it back.
 """
 
 import argparse
 import contextlib
-import copy
 import dataclasses
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxsynth import cli
+from jaxsynth import cli, published_training
 from jaxsynth.errors import InputError
 
 SUFFIXES = (".ckpt", ".pt", ".pth")
 WRAPPERS = ("module", "_orig_mod")  # parts of a name that distributed training and compilation add
 OURS = "jaxsynth"  # entry of a file written here: the checkpoint's metadata as JSON
-PATCHES = {2: (256, 256), 3: (32, 128, 128)}
-FLOW_CONFIG = Path(__file__).parent.parent / "configs" / "flowseg.py"
-FLOW_PATCHES = {2: (256, 256), 3: (64, 128, 128)}
-# How the published denoisers were trained; keys as in configs/common.py.
-CONFIG = {
-    "task": "ddpm",
-    "seed": 0,
-    "data": {
-        "path": "",
-        "channel": -1,
-        "dataset": "data/image",
-        "normalization": "minmax_shifted",
-        "patch": (),
-        "batch_size": 1,
-    },
-    "model": {"features": 16, "norm": "instance", "noise_channel": True, "bfloat16": False, "remat": "auto"},
-    "diffusion": {
-        "schedule": "cosine",
-        "num_timesteps": 1000,
-        "beta_min": 1e-4,
-        "t_max": 1000,
-        "prediction": "noise",
-        "weighting": "none",
-        "snr_cap": 5.0,
-    },
-    "optim": {
-        "name": "radam",
-        "learning_rate": 1e-3,
-        "schedule": "cosine",
-        "warmup_steps": 0,
-        "weight_decay": 0.0,
-        "clip_norm": 1.0,
-        "accumulate": 1,
-        "ema_decay": 0.999,
-    },
-    "train": {"num_steps": 20_000},
-}
+NAMES = {"ddpm": "denoiser", "flowseg": "segmentation network", "gan": "GAN"}
 
 
 def main() -> None:
@@ -81,10 +46,12 @@ def _main() -> None:
     parser.add_argument("--dataset", help="data set inside HDF5 files, likewise (default: data/image)")
     parser.add_argument("--norm", help="instance or none, which CKPT does not tell (default: instance)")
     parser.add_argument("--schedule", help="cosine, linear, quadratic or sigmoid, likewise (denoiser only)")
+    masks = ("boundary", "cells")
+    parser.add_argument("--mask", choices=masks, help="what a GAN draws from, likewise (default: boundary)")
     parser.add_argument("--step", help="which checkpoint of RUN: best, latest or a step (default: best)")
     args = parser.parse_args()
     to_torch = Path(args.source).is_dir()
-    for name in ("images", "channel", "dataset", "norm", "schedule") if to_torch else ("step",):
+    for name in ("images", "channel", "dataset", "norm", "schedule", "mask") if to_torch else ("step",):
         if getattr(args, name) is not None:
             raise InputError(f"--{name} does not go with {'a run' if to_torch else 'a PyTorch checkpoint'}")
     if args.channel is not None and args.channel < 0:
@@ -106,7 +73,7 @@ def read_torch(args: argparse.Namespace) -> None:
     from jaxsynth.data import torch_files
     from jaxsynth.nn import published
     from jaxsynth.records import TrainState
-    from jaxsynth.tasks import ddpm, flowseg
+    from jaxsynth.tasks import ddpm, flowseg, gan
 
     out, source = Path(args.out), Path(args.source)
     if out.exists() and not out.is_dir():
@@ -114,39 +81,48 @@ def read_torch(args: argparse.Namespace) -> None:
     if checkpoint.exists(out):
         raise InputError(f"--out {out}: holds a run already; choose another folder")
     content = torch_files.read(source)
-    state = _state_dict(source, content)
+    state = published.unify(_state_dict(source, content))
     with _naming(source):
         network = published.describe(state)
     metadata = _metadata(source, content, network, args)
     config = metadata["config"]
-    if (config.get("task") == "flowseg") != (network.task == "flowseg"):
-        raise InputError(f"{source}: its entry {OURS!r} is of task {config.get('task')!r}, its weights are of another")
-    task = flowseg if network.task == "flowseg" else ddpm
+    kind = config.get("task")
+    if (kind if kind in ("flowseg", "gan") else "ddpm") != network.task:
+        raise InputError(f"{source}: its entry {OURS!r} is of task {kind!r}, its weights are of another")
+    task = {"ddpm": ddpm, "flowseg": flowseg, "gan": gan}[network.task]
     try:
         parts = task.build(ConfigDict(config))
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(f"{source}: its entry {OURS!r} holds no usable configuration ({error})") from error
-    shape = (1, *(8,) * network.rank, 1)
-    like = jax.eval_shape(lambda key: task.init(parts, key, shape).params, keys.root(0))
-    with _naming(source):
-        params = jax.device_put(published.to_params(state, like))
 
+    def start(key):
+        return task.init(parts, key, (1, *(32,) * network.rank, 1))
+
+    like = jax.eval_shape(start, keys.root(0)).params
+    bare = network.task == "gan" and not network.critic_features
+    with _naming(source):
+        params = published.to_params(state, {"generator": like["generator"]} if bare else like)
+    params = jax.device_put(params)
     step = content.get("global_step")
-    step = step if type(step) is int and 0 <= step < 2**31 else 0
-    saved = TrainState(
-        step=jnp.int32(step), params=params, ema_params=params, opt_state=jax.jit(parts.optimiser.init)(params)
-    )
+    step = jnp.int32(step if type(step) is int and 0 <= step < 2**31 else 0)
+    if network.task == "gan":
+        saved = jax.jit(start)(keys.root(0))
+        saved = saved.replace(step=step, params=saved.params | params, ema_params=params["generator"])
+    else:
+        opt_state = jax.jit(parts.optimiser.init)(params)
+        saved = TrainState(step=step, params=params, ema_params=params, opt_state=opt_state)
     manager = checkpoint.open_manager(out)
     checkpoint.save(manager, saved, metadata, math.inf)  # any later one is better: how good this is nobody measured
     manager.wait_until_finished()
     manager.close()
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    what = "denoiser" if task is ddpm else "segmentation network"
     print(
-        f"{network.rank}D {what}, {network.features} features, norm {config['model']['norm']}, "
+        f"{network.rank}D {NAMES[network.task]}, {network.features} features, norm {config['model']['norm']}, "
         f"{count / 1e6:.2f} M parameters, step {step}"
     )
-    if task is ddpm and not args.images and OURS not in content:
+    if bare:
+        print("note: no critic in the file; a training that goes on starts with a new one")
+    if task is not flowseg and not args.images and OURS not in content:
         print("note: without --images generated images are float32 in [0, 1]")
     print(f"done: {out}")
 
@@ -165,18 +141,22 @@ def write_torch(args: argparse.Namespace) -> None:
     if out.suffix not in SUFFIXES or out.is_dir():
         raise InputError(f"--out {out}: expected a file that ends in {', '.join(SUFFIXES)}")
     saved = checkpoint.find(args.source, args.step or "best")
-    segments = checkpoint.read_metadata(saved)["config"]["task"] == "flowseg"
-    model = (segmenter.open_segmenter if segments else trained.open_trained)(saved)
-    state = {f"network.{name}": array for name, array in published.from_params(model.params).items()}
+    task = checkpoint.read_metadata(saved)["config"]["task"]
+    if task == "gan":
+        model = trained.open_trained(saved, tasks=("gan",))
+        state = published.from_params({"generator": model.params, "critic": _critic(model)})
+    else:
+        model = (segmenter.open_segmenter if task == "flowseg" else trained.open_trained)(saved)
+        state = {f"network.{name}": array for name, array in published.from_params(model.params).items()}
     # A checkpoint that was renamed tells no step.
     step = int(model.folder.name) if model.folder.name.isdecimal() else 0
     content = {"state_dict": state, "global_step": step, OURS: json.dumps(model.metadata)}
     out.parent.mkdir(parents=True, exist_ok=True)
     torch_files.write(out, content)
     compared = [("norm", model.config.model.norm, ("instance", "none"))]
-    if segments:
+    if task == "flowseg":
         compared.append(("target", model.parts.target, ("centroid",)))
-    else:
+    elif task != "gan":
         compared.append(("prediction", model.parts.prediction, ("noise",)))
         compared.append(("normalization", model.intensity.method, ("minmax_shifted",)))
     for what, here, there in compared:
@@ -185,8 +165,22 @@ def write_torch(args: argparse.Namespace) -> None:
     print(f"done: {len(state)} tensors in {out}")
 
 
+def _critic(model):
+    """The parameters of a GAN's critic, which are not averaged."""
+    import jax
+
+    from jaxsynth import checkpoint, devices, keys
+    from jaxsynth.tasks import gan
+
+    shape = (1, *model.config.data.patch, 1)
+    state = jax.eval_shape(lambda key: gan.init(model.parts, key, shape), keys.root(0))
+    everywhere = devices.replicated(model.mesh)
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state)
+    return checkpoint.load(model.folder, like).params["critic"]
+
+
 def _state_dict(source: Path, content) -> dict:
-    """The network's entries of a checkpoint, names without prefix."""
+    """The network's entries of a checkpoint, names without prefix; those of a GAN's two networks keep theirs."""
     import numpy as np
 
     state = content.get("state_dict", content) if isinstance(content, dict) else None
@@ -196,11 +190,13 @@ def _state_dict(source: Path, content) -> dict:
     for name, value in state.items():
         if isinstance(value, np.ndarray):
             named[".".join(part for part in str(name).split(".") if part not in WRAPPERS)] = value
-    if any(name.startswith("network.") for name in named):
-        others = sorted(name for name in named if not name.startswith("network."))
+    for prefixes in (("network.",), ("generator.", "discriminator.")):
+        others = sorted(name for name in named if not name.startswith(prefixes))
+        if len(others) == len(named):
+            continue
         if others:
             print(f"note: {len(others)} entries outside of the network are left out: {', '.join(others[:3])} ...")
-        named = {name.removeprefix("network."): value for name, value in named.items() if name not in others}
+        return {name.removeprefix("network."): value for name, value in named.items() if name.startswith(prefixes)}
     return named
 
 
@@ -213,23 +209,19 @@ def _metadata(source: Path, content: dict, network, args) -> dict:
     if OURS in content:
         metadata = _ours(source, content[OURS])
         config = metadata["config"]
-    elif network.task == "flowseg":
-        config = _flow_config(source, content, network)
-        metadata = {"config": config, "intensity": None, "spacing_um": None, "num_files": 0, "cells": None}
     else:
-        config = copy.deepcopy(CONFIG)
-        config["data"]["patch"] = PATCHES[network.rank]
-        config["model"] |= {"features": network.features, "noise_channel": network.in_channels == 2}
-        config["model"]["norm"] = network.norm or "instance"
+        config = published_training.config_of(source, content, network)
         # Levels of sketches as they are drawn without a model.
         unknown = intensities.Intensity("minmax_shifted", "float32", 0.0, 1.0, 0.0, 1.0, sketch.LEVELS)
-        metadata = {"config": config, "intensity": unknown.to_dict(), "spacing_um": None, "num_files": 0, "cells": None}
+        intensity = None if network.task == "flowseg" else unknown.to_dict()
+        metadata = {"config": config, "intensity": intensity, "spacing_um": None, "num_files": 0, "cells": None}
     if args.norm:
         config["model"]["norm"] = args.norm
-    if args.schedule:
-        if network.task == "flowseg":
-            raise InputError("--schedule does not go with a segmentation network")
-        config["diffusion"]["schedule"] = args.schedule
+    for name, task, section in (("schedule", "ddpm", "diffusion"), ("mask", "gan", "gan")):
+        if getattr(args, name):
+            if network.task != task:
+                raise InputError(f"--{name} does not go with a {NAMES[network.task]}")
+            config.setdefault(section, {})[name] = getattr(args, name)
     data = config["data"]
     if args.channel is not None:
         data["channel"] = args.channel
@@ -241,26 +233,11 @@ def _metadata(source: Path, content: dict, network, args) -> dict:
         if images.ndim != network.rank:
             raise InputError(f"--images {args.images}: images are {images.ndim}D, the network is {network.rank}D")
         metadata |= {"spacing_um": images.spacing_um, "num_files": len(images.paths)}
-        if network.task == "ddpm":  # the other scales every image by itself
+        if network.task != "flowseg":  # that one scales every image by itself
             intensity = intensities.fit(lambda: volumes.each(images), data["normalization"])
             seen = survey.survey(images, intensity)
             metadata |= {"intensity": intensity.to_dict(), "cells": seen and dataclasses.asdict(seen)}
     return metadata
-
-
-def _flow_config(source: Path, content: dict, network) -> dict:
-    """How the published segmentation networks were trained."""
-    told = content.get("hyper_parameters")
-    told = told if isinstance(told, dict) else {}  # a record of a class of its own is not read
-    if told.get("out_activation", "tanh") != "tanh":
-        raise InputError(f"{source}: its out_activation is {told['out_activation']!r}, expected 'tanh'")
-    config = cli.read_config(str(FLOW_CONFIG), []).to_dict()
-    config["data"] |= {"normalization": "percentile", "patch": FLOW_PATCHES[network.rank], "batch_size": 1}
-    norm = network.norm or told.get("norm_method", "instance")
-    config["model"] |= {"features": network.features, "norm": norm}
-    config["seg"] |= {"target": "centroid", "scale": (1.0,) * network.rank, "diameter_vox": 0.0}
-    config["optim"] |= {"name": "radam", "learning_rate": 1e-3, "weight_decay": 0.0, "warmup_steps": 0}
-    return config
 
 
 def _ours(source: Path, text) -> dict:
@@ -268,7 +245,8 @@ def _ours(source: Path, text) -> dict:
     try:
         metadata = json.loads(text)
         # What the code that follows changes; the rest is for ddpm.build to judge.
-        whole = all(isinstance(metadata["config"][name], dict) for name in CONFIG if name not in ("task", "seed"))
+        sections = published_training.CONFIG.keys() - {"task", "seed"}
+        whole = all(isinstance(metadata["config"][name], dict) for name in sections)
         whole = whole and {"intensity", "spacing_um", "num_files", "cells"} <= metadata.keys()
     except (TypeError, KeyError, ValueError):
         whole = False

@@ -1,4 +1,4 @@
-"""Files of generated images: simulate, denoise and write, all at once. What `sample` and `bench` do."""
+"""Files of generated images: simulate, generate and write, all at once. What `sample` and `bench` do."""
 
 import collections
 import dataclasses
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsynth import cli, devices, faithful, keys, pipeline, specimens, trained
+from jaxsynth import cli, devices, faithful, keys, pipeline, specimens, trained, trained_gan
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import volumes, writing
 from jaxsynth.diffusion import samplers
@@ -33,7 +33,7 @@ class ImageJob:
       name: of its files.
       shape: [*S], voxels.
       draw: (device or None) -> (labels int32 [*S], sketch float32 [*S], spacing_um or None), on the host; what is
-        computed for that is computed on this device.
+        computed for that is computed on this device. For a GAN maps in the sketch's place, see `trained_gan`.
       read: draw reads files and computes nothing on a device.
     """
 
@@ -48,7 +48,7 @@ class Settings:
     """How sketches are made images; see the flags of `sample`.
 
     Attributes:
-      plan: the sampler's.
+      plan: the sampler's; None for a GAN, which has no use for `sigma` and `scratch` either.
       sigma: blur of the sketch, voxels.
       tile, overlap, tile_batch, scratch: as `trained.generator` takes them.
       batch: images at once; None: one per device.
@@ -57,7 +57,7 @@ class Settings:
         best is kept, and cells that vanished in it are dropped from its labels.
     """
 
-    plan: samplers.Plan
+    plan: samplers.Plan | None
     sigma: float = 1.0
     tile: tuple[int, ...] | None = None
     overlap: tuple[int, ...] | None = None
@@ -140,10 +140,18 @@ def simulated(
     return [job(name) for name in names]
 
 
+def folders(model: trained.Trained) -> tuple[str, ...]:
+    """Those of FOLDERS that this model's data sets have: a GAN has no sketches."""
+    return tuple(name for name in FOLDERS if name != "sketches" or model.config.task != "gan")
+
+
 def generators(model: trained.Trained, settings: Settings) -> tuple[Callable, Callable]:
     """(one image in tiles, a batch of whole images), see `trained.generator` and `trained.batch_generator`."""
-    options = {name: getattr(settings, name) for name in ("tile", "overlap", "tile_batch", "scratch")}
-    return trained.generator(model, **options), trained.batch_generator(model)
+    options = {name: getattr(settings, name) for name in ("tile", "overlap", "tile_batch")}
+    if model.config.task == "gan":
+        one, many = trained_gan.generator(model, **options), trained_gan.batch_generator(model)
+        return lambda key, x0, plan, **_: one(x0), lambda key, x0, plan, **_: many(x0)
+    return trained.generator(model, **options, scratch=settings.scratch), trained.batch_generator(model)
 
 
 def make(
@@ -222,7 +230,8 @@ def make(
             labels, verdict = faithful.judge(labels, intensities.denormalise(image, model.intensity))
 
         def write():
-            _write(out, job.name, labels, sketch, image, spacing, model.intensity, mapped=settings.scratch is not None)
+            given = sketch if "sketches" in folders(model) else None
+            _write(out, job.name, labels, given, image, spacing, model.intensity, mapped=settings.scratch is not None)
             told = {"sketch_sha256": _digest(sketch, "float32"), "labels_sha256": _digest(labels, "int32")}
             told |= {"shape": job.shape, "tile": batch.tile, "spacing_um": spacing}
             return told | {"num_cells": _count_cells(labels)}
@@ -261,13 +270,15 @@ def _draw(jobs: Sequence[ImageJob], places: Sequence) -> list[tuple]:
 
 def _extended(sketch: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A sketch with its far ends reflected up to `shape`; mapped ones, which are never extended, stay mapped."""
-    if sketch.shape == tuple(shape):
+    more = [(0, n - m) for n, m in zip(shape, sketch.shape, strict=False)]
+    if not any(map(any, more)):
         return sketch
-    return np.pad(sketch, [(0, n - m) for n, m in zip(shape, sketch.shape, strict=True)], mode="reflect")
+    return np.pad(sketch, more + [(0, 0)] * (sketch.ndim - len(more)), mode="reflect")
 
 
 def _write(out, name, labels, sketch, image, spacing, intensity, *, mapped) -> None:
-    """The three files of an image; `mapped`: plane by plane, so that none need fit into memory."""
+    """The files of an image, `sketch` None for one that was made of maps; `mapped`: plane by plane, so that none need
+    fit into memory."""
 
     def finished(rows):
         return intensities.denormalise(np.asarray(rows), intensity)
@@ -277,6 +288,8 @@ def _write(out, name, labels, sketch, image, spacing, intensity, *, mapped) -> N
         ("sketches", sketch, np.asarray),
         ("images", image, finished),
     ):
+        if volume is None:
+            continue
         path = out / folder / f"{name}.tif"
         if not mapped:
             volumes.write(path, convert(volume), spacing_um=spacing)

@@ -1,7 +1,9 @@
-"""Turns sketches, given or simulated, into realistic annotated images with a trained diffusion model.
+"""Makes realistic annotated images with a trained model: a diffusion model from sketches or simulated cells, a GAN from
+label images or simulated cells.
 
     python -m jaxsynth.sample --checkpoint runs/mine --recipe nuclei --num 20 --out runs/mine/dataset
     python -m jaxsynth.sample --checkpoint runs/mine --sketches DIR/sketches --out runs/mine/dataset
+    python -m jaxsynth.sample --checkpoint runs/gan --labels DIR --alpha 50 --out runs/gan/dataset
 
 OUT gets `images/`, `labels/` and `sketches/` with equal names, and `manifest.json` with all that is needed to make
 any file again. Beside the settings a file depends on the seed and its own name alone; finished files are skipped on a
@@ -22,6 +24,10 @@ from jaxsynth.errors import InputError
 T_START = 400
 ATTEMPTS = 3
 DEFAULTS = {"shapes": "exact", "faithful": None, "attempts": 0}  # of settings that a manifest leaves out
+# What is for one kind of model alone, and what it is where it was not given.
+ONLY_DIFFUSION = {"t_start": None, "sampler": None, "num_evaluations": None, "spacing": None, "eta": 0.0}
+ONLY_DIFFUSION |= {"variance": "fixed_large", "sigma": 1.0, "sketches": None, "scratch": None}
+ONLY_GAN = {"alpha": None, "beta": None, "background_label": 0}
 MANY_SHAPES = 8  # beyond it their number is worth a hint
 EVALUATIONS = 5  # samplers.DEFAULT_EVALUATIONS, for the help alone, which imports nothing heavy
 
@@ -44,11 +50,14 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, help="a training run's folder, or one checkpoint in it")
     parser.add_argument("--step", default="best", help="which checkpoint: best, latest or a step (default: best)")
     parser.add_argument("--out", required=True, help="folder of the data set")
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group()
     source.add_argument("--sketches", help="folder of sketches, float in [-1, 1], as jaxsynth.simulate writes them")
     source.add_argument("--recipe", help="simulate cells of this kind: see jaxsynth.simulate")
-    parser.add_argument("--labels", help="label images of the sketches (default: the folder labels beside them)")
-    parser.add_argument("--num", type=int, help="how many images (default: all sketches, or 10)")
+    parser.add_argument(
+        "--labels",
+        help="label images: of the sketches (default: the folder labels beside them), or what a GAN starts from",
+    )
+    parser.add_argument("--num", type=int, help="how many images (default: all there are, or 10)")
     parser.add_argument(
         "--shape",
         type=cli.numbers(int),
@@ -74,6 +83,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--spacing", help=f"of the noise levels: {spacings} (default: the sampler's)")
     parser.add_argument("--eta", type=float, default=0.0, help="ddim's share of fresh noise, 0..1 (default: 0)")
     parser.add_argument("--variance", default="fixed_large", help="ddpm's: fixed_large (published) or fixed_small")
+    parser.add_argument(
+        "--alpha", type=float, help="GAN: scale of the position map within the organism, voxels along x: the less, the "
+        "poorer the image at depth (default: the training's)",
+    )  # fmt: skip
+    parser.add_argument("--beta", type=float, help="GAN: the same outside (default: the training's)")
+    parser.add_argument("--background_label", type=int, default=0, help="GAN: label of the background (default: 0)")
     parser.add_argument("--sigma", type=float, default=1.0, help="blur of the sketch, voxels (default: 1)")
     parser.add_argument(
         "--tile",
@@ -132,11 +147,9 @@ def sample(args: argparse.Namespace) -> None:
     from jaxsynth import checkpoint, faithful, image_files, keys, trained
 
     # The trained network, and how it is run.
-    model = trained.open_trained(args.checkpoint, args.step)
-    _check(args, model.ndim)
-    t_start = min(T_START, model.t_max) if args.t_start is None else args.t_start
-    options = {"spacing": args.spacing, "eta": args.eta, "variance": args.variance}
-    plan = trained.make_plan(model, t_start, args.sampler, args.num_evaluations, **options)
+    model = trained.open_trained(args.checkpoint, args.step, tasks=(*trained.DENOISERS, "gan"))
+    _check(args, model)
+    plan, how = _how(args, model)
     attempts = {None: 0, "drop": 1, "redraw": args.attempts or ATTEMPTS}[args.faithful]
     rounded = args.shapes == "rounded"
     making = image_files.Settings(
@@ -145,7 +158,8 @@ def sample(args: argparse.Namespace) -> None:
 
     # What is to be made.
     root = keys.root(args.seed)
-    jobs, source = (_given if args.sketches else _simulated)(args, model, root)
+    find = _simulated if args.recipe else _given if args.sketches else _labelled
+    jobs, source = find(args, model, root)
     own = jobs[args.worker[0] - 1 :: args.worker[1]]
     image_files.batches(model, own, making)  # says so where tile, overlap and batch do not go together
     if attempts:
@@ -154,11 +168,7 @@ def sample(args: argparse.Namespace) -> None:
         "seed": args.seed,
         "checkpoint_step": model.folder.name,
         "checkpoint_sha256": checkpoint.fingerprint(model.params),
-        "t_start": t_start,
-        "sampler": args.sampler or trained.default_sampler(model),
-        "num_evaluations": plan.num_evaluations,
-        **options,
-        "sigma": args.sigma,
+        **how,
         "tile": args.tile,
         "overlap": args.overlap,
         "source": source,
@@ -168,11 +178,12 @@ def sample(args: argparse.Namespace) -> None:
     out = Path(args.out)
     manifest = manifests.open_manifest(out, "sample", settings, defaults=DEFAULTS)
     manifest |= {"config": model.metadata["config"], "intensity": model.metadata["intensity"]}
-    manifests.make_folders(out, image_files.FOLDERS)
+    folders = image_files.folders(model)
+    manifests.make_folders(out, folders)
     _advise(jobs, making.rounded)
 
     def there(name):
-        return all((out / folder / f"{name}.tif").is_file() for folder in image_files.FOLDERS)
+        return all((out / folder / f"{name}.tif").is_file() for folder in folders)
 
     def planned(name):
         return {"keys": [["simulate", name], ["sample", name]] if args.recipe else [["sample", name]]}
@@ -194,6 +205,19 @@ def sample(args: argparse.Namespace) -> None:
         print(f"worker {args.worker[0]} of {args.worker[1]} is done, others are not yet")
 
 
+def _how(args, model) -> tuple:
+    """The sampler's plan, None for a GAN, and what the manifest tells of how the network is run."""
+    from jaxsynth import trained
+
+    if model.config.task == "gan":
+        return None, {"alpha": args.alpha, "beta": args.beta}
+    t_start = min(T_START, model.t_max) if args.t_start is None else args.t_start
+    options = {"spacing": args.spacing, "eta": args.eta, "variance": args.variance}
+    plan = trained.make_plan(model, t_start, args.sampler, args.num_evaluations, **options)
+    how = {"t_start": t_start, "sampler": args.sampler or trained.default_sampler(model)}
+    return plan, how | {"num_evaluations": plan.num_evaluations, **options, "sigma": args.sigma}
+
+
 def _advise(jobs, rounded: bool) -> None:
     """Says so where rounded shapes would spare much compiling."""
     from jaxsynth import trained
@@ -204,8 +228,19 @@ def _advise(jobs, rounded: bool) -> None:
         print(f"images of {len(shapes)} shapes, each compiled on its own; --shapes rounded would compile {len(fewer)}")
 
 
-def _check(args, ndim: int) -> None:
+def _check(args, model) -> None:
     """Raises InputError where an argument makes no sense."""
+    ndim, gan = model.ndim, model.config.task == "gan"
+    for name, default in (ONLY_DIFFUSION if gan else ONLY_GAN).items():
+        if getattr(args, name) != default:
+            raise InputError(f"--{name} is for {'diffusion models' if gan else 'GANs'}; {args.checkpoint} is none")
+    if not (args.recipe or args.sketches or (gan and args.labels)):
+        raise InputError(f"nothing to start from: give --{'labels' if gan else 'sketches'} FOLDER or --recipe NAME")
+    for name in ("alpha", "beta"):
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
+            raise InputError(f"--{name}: expected more than 0 voxels; got {getattr(args, name)}")
+    if gan and args.faithful == "redraw":
+        raise InputError("--faithful redraw: a GAN makes the same image again; use --faithful drop")
     if not 0 <= args.sigma < 100:
         raise InputError(f"--sigma must lie in 0..100 voxels, got {args.sigma}")
     for name, value in (("num", args.num), ("tile_batch", args.tile_batch), ("batch", args.batch)):
@@ -213,10 +248,11 @@ def _check(args, ndim: int) -> None:
             raise InputError(f"--{name} must be at least 1, got {value}")
     if not 0 <= args.seed < 2**32:
         raise InputError(f"--seed must lie in 0..{2**32 - 1}, got {args.seed}")
-    wrong = ("shape", "cells", "spacing_um") if args.sketches else ("labels",)
+    wrong = ("labels",) if args.recipe else ("shape", "cells", "spacing_um")
     for name in wrong:
         if getattr(args, name) is not None:
-            raise InputError(f"--{name} does not go with --{'sketches' if args.sketches else 'recipe'}")
+            given = next(flag for flag in ("recipe", "sketches", "labels") if getattr(args, flag))
+            raise InputError(f"--{name} does not go with --{given}")
     if args.scratch is not None and not Path(args.scratch).is_dir():
         raise InputError(f"--scratch {args.scratch}: no such folder")
     if args.scratch is not None and (args.batch is not None or args.shapes == "rounded"):
@@ -260,13 +296,27 @@ def _given(args, model, root) -> tuple[list, dict]:
     return jobs, {"sketches": args.sketches, "labels": str(folder)}
 
 
+def _labelled(args, model, root) -> tuple[list, dict]:
+    """Jobs of a GAN from label images, and what tells of them in the manifest."""
+    from jaxsynth import gan_files
+    from jaxsynth.data import volumes
+
+    files = volumes.find_files(args.labels)[: args.num]
+    jobs = gan_files.labelled(model, files, args.alpha, args.beta, args.background_label)
+    return jobs, {"labels": args.labels, "background_label": args.background_label}
+
+
 def _simulated(args, model, root) -> tuple[list, dict]:
     """Jobs that simulate their cells, and what tells of them in the manifest."""
-    from jaxsynth import image_files, specimens
+    from jaxsynth import gan_files, image_files, specimens
 
     plan = specimens.plan(args.recipe, args.shape, args.spacing_um, args.cells, model.metadata)
     names = [f"{args.recipe}_{i:04d}" for i in range(args.num or 10)]
-    return image_files.simulated(root, plan, model.intensity.levels, names), dataclasses.asdict(plan)
+    if model.config.task == "gan":
+        jobs = gan_files.simulated(model, root, plan, names, args.alpha, args.beta)
+    else:
+        jobs = image_files.simulated(root, plan, model.intensity.levels, names)
+    return jobs, dataclasses.asdict(plan)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,18 @@ FIXED = (
     "diffusion",
     "distill",
     "seg",
+    "gan",
     "data.normalization",
     "data.patch",
     "data.channel",
     "optim.name",
     "optim.ema_decay",
 )
-FREE = {"model": {"remat", "bfloat16"}, "seg": {"labels", "val_labels", "dataset", "capacity", "checkpoint", "reuse"}}
+FREE = {
+    "model": {"remat", "bfloat16"},
+    "seg": {"labels", "val_labels", "dataset", "capacity", "checkpoint", "reuse"},
+    "gan": {"labels", "image_labels", "val_image_labels", "dataset", "reuse"},
+}
 # Keys that runs of earlier versions lack, and how those were trained.
 EARLIER = {"diffusion": {"prediction": "noise", "weighting": "none", "snr_cap": 5.0}}
 

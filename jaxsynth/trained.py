@@ -1,9 +1,10 @@
-"""A trained diffusion model at work: what `sample`, `tune` and `bench` share."""
+"""A trained model: opening it, its tiles, and a diffusion model at work. What `sample`, `tune` and `bench` share; a
+GAN at work is in `trained_gan`."""
 
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from jaxsynth.data.intensity import Intensity
 from jaxsynth.diffusion import gaussian, samplers
 from jaxsynth.errors import InputError
 from jaxsynth.sim.sketch import blur
-from jaxsynth.tasks import ddpm
+from jaxsynth.tasks import ddpm, gan
 
-TASKS = ("ddpm", "distill")  # whose networks are denoisers
+DENOISERS = ("ddpm", "distill")  # tasks of diffusion
 # Voxels by which tiles overlap with an instance norm, where they are long enough: half of it is blended, which hides
 # the steps in brightness that tiles with statistics of their own make; hard cuts show.
 INSTANCE_OVERLAP = 64
@@ -37,8 +38,8 @@ class Trained:
       metadata: the checkpoint's, see `checkpoint.read_metadata`.
       config: the training's.
       intensity: from the data's units to [-1, 1] and back.
-      parts: network and schedule.
-      params: the averaged parameters, on every device of the mesh.
+      parts: networks, and the schedule of a denoiser; `parts.net` is what makes images.
+      params: of that network, the averaged parameters, on every device of the mesh.
       mesh: the devices to use.
     """
 
@@ -46,7 +47,7 @@ class Trained:
     metadata: dict
     config: ConfigDict
     intensity: Intensity
-    parts: ddpm.Parts
+    parts: ddpm.Parts | gan.Parts
     params: Any
     mesh: Mesh
 
@@ -66,21 +67,24 @@ class Trained:
         return self.mesh.shape["data"]
 
 
-def open_trained(path: str | Path, step: str = "best", mesh: Mesh | None = None) -> Trained:
+def open_trained(
+    path: str | Path, step: str = "best", mesh: Mesh | None = None, tasks: Sequence[str] = DENOISERS
+) -> Trained:
     """The model of a training run. `path`, `step`: see `checkpoint.find`; `mesh`: the devices, default all.
 
     Raises:
-      InputError: no checkpoint, or one of a network that samples no images.
+      InputError: no checkpoint, or one of another task than these.
     """
     mesh = mesh or devices.make_mesh()
     saved = checkpoint.find(path, step)  # once: a training may be adding others meanwhile
     metadata = checkpoint.read_metadata(saved)
     config = ConfigDict(metadata["config"])
     config.parallel = ConfigDict({"space": 1})  # the training's; here devices share images by tiles
-    if config.task not in TASKS:
-        raise InputError(f"--checkpoint {path} is of task {config.task!r}, which samples no images")
-    parts = ddpm.build(config)
-    state = jax.eval_shape(lambda k: ddpm.init(parts, k, (1, *config.data.patch, 1)), keys.root(0))
+    if config.task not in tasks:
+        raise InputError(f"--checkpoint {path} is of task {config.task!r}; expected one of {', '.join(tasks)}")
+    task = ddpm if config.task in DENOISERS else gan
+    parts = task.build(config)
+    state = jax.eval_shape(lambda k: task.init(parts, k, (1, *config.data.patch, 1)), keys.root(0))
     everywhere = devices.replicated(mesh)
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), state)
     params = checkpoint.load(saved, like).ema_params

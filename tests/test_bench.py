@@ -356,10 +356,10 @@ def test_no_peer_is_one_line(command, monkeypatch, tmp_path):
     status, rows, errors = command("--suite", "sample", "--peer", "torch")
     assert status == 2 and rows == []
     assert "PyTorch is not installed" in errors and errors.count("\n") == 1
-    monkeypatch.setattr(bench_peer, "TWIN", tmp_path / "unet.py")
+    monkeypatch.setattr(bench_peer, "TWINS", tmp_path / "__init__.py")
     status, rows, errors = command("--suite", "sample", "--peer", "torch")
     assert status == 2 and rows == []
-    assert f"{tmp_path / 'unet.py'} is not there" in errors and errors.count("\n") == 1
+    assert f"{tmp_path / '__init__.py'} is not there" in errors and errors.count("\n") == 1
 
 
 def test_empty_columns_are_left_out():

@@ -9,7 +9,7 @@ from jaxsynth import cli, train_start
 from jaxsynth.errors import InputError
 from jaxsynth.tasks import distill
 
-SECTIONS = {"data", "model", "diffusion", "distill", "seg", "optim", "parallel", "train"}
+SECTIONS = {"data", "model", "diffusion", "distill", "seg", "gan", "optim", "parallel", "train"}
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 
 

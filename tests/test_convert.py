@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 from skimage import io
 
 from configs import common
-from jaxsynth import checkpoint, convert, segmenter, trained, tune_pairs
+from jaxsynth import checkpoint, convert, published_training, segmenter, trained, tune_pairs
 from jaxsynth.data import torch_files, volumes
 from jaxsynth.errors import InputError
 from jaxsynth.nn import published
 from jaxsynth.nn.flownet import FlowNet
+from jaxsynth.nn.gan import Critic, Generator
 from jaxsynth.nn.unet import UNet
 
 
@@ -31,11 +32,23 @@ def flow_state_of(rank=2, norm="instance", features=2, **options):
     return _drawn(net, np.zeros((1, *(8,) * rank, 1), np.float32))
 
 
-def _drawn(net, *inputs):
+def gan_state_of(rank=2, norm="instance", features=2, critic_features=1, out_channels=1):
+    """The same of the GAN, whose two networks have prefixes of their own."""
+    image = np.zeros((1, *(32,) * rank, 2), np.float32)
+    generator = Generator(features=features, norm=norm, out_channels=out_channels)
+    params = {"generator": _params(generator, image)}
+    params |= {"critic": _params(Critic(features=critic_features, norm=norm), image)} if critic_features else {}
+    return published.from_params(params)
+
+
+def _params(net, *inputs):
     shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
     rng = np.random.default_rng(inputs[0].ndim)
-    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    return {f"network.{name}": array for name, array in published.from_params(params).items()}
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+def _drawn(net, *inputs):
+    return {f"network.{name}": array for name, array in published.from_params(_params(net, *inputs)).items()}
 
 
 def run(monkeypatch, *words):
@@ -74,6 +87,25 @@ def test_names_and_shapes_of_the_segmentation_network_are_the_published():
     assert len(state) == 7 * 4 + 3 * 2 + 3 * 4 + 6  # two arrays for every convolution, and no other
 
 
+def test_names_and_shapes_of_the_gan_are_the_published():
+    state = gan_state_of(3, features=16, critic_features=64)
+    assert state["generator.c1.0.weight"].shape == (8, 2, 3, 3, 3)
+    assert state["generator.c1.2.weight"].shape == (16, 8, 3, 3, 3)  # no norm in c1, so no number for it
+    assert state["generator.d3.0.weight"].shape == (64, 64, 4, 4, 4)
+    assert state["generator.u2.0.weight"].shape == (128, 128, 1, 1, 1)
+    assert state["generator.c5.3.weight"].shape == (128, 128, 3, 3, 3)
+    assert state["generator.out.6.bias"].shape == (1,)
+    assert state["discriminator.conv1.weight"].shape == (64, 2, 3, 3, 3)
+    assert state["discriminator.conv6.weight"].shape == (1, 512, 3, 3, 3)
+    # Two arrays for every convolution: c1 to c7 and out, out's last, d and u; the critic's; and no other.
+    assert len(state) == 8 * 4 + 2 + 6 * 2 + 6 * 2
+    assert gan_state_of(2, "group").keys() > {
+        "generator.u1.1.weight",
+        "generator.u1.4.bias",
+        "discriminator.norm2.bias",
+    }
+
+
 def test_kernels_of_a_doubling_have_their_inputs_first():
     """As PyTorch keeps those of transposed convolutions; all are square here, so shapes would not tell."""
     kernel = np.arange(9 * 4 * 4, dtype=np.float32).reshape(3, 3, 4, 4)
@@ -109,6 +141,42 @@ def test_a_segmentation_network_there_and_back(tmp_path, monkeypatch, capsys, ra
         np.testing.assert_array_equal(back["state_dict"][name], array)
     run(monkeypatch, tmp_path / "b.pt", "--out", tmp_path / "again")
     assert checkpoint.read_metadata(tmp_path / "again") == model.metadata
+
+
+@pytest.mark.parametrize("rank, norm, mask, prefix", [(2, "group", None, "module."), (3, "instance", "cells", "")])
+def test_a_gan_there_and_back(tmp_path, monkeypatch, capsys, rank, norm, mask, prefix):
+    state = gan_state_of(rank, norm)
+    content = {"state_dict": {prefix + name: array for name, array in state.items()}, "global_step": 70}
+    torch_files.write(tmp_path / "a.ckpt", content | {"hyper_parameters": {"out_activation": "sigmoid"}})
+    run(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", *(("--mask", mask) if mask else ()))
+    said = capsys.readouterr().out
+    assert f"{rank}D GAN, 2 features, norm {norm}" in said and "float32 in [0, 1]" in said and "critic" not in said
+    model = trained.open_trained(tmp_path / "run", tasks=("gan",))
+    assert (model.folder.name, model.ndim, model.config.gan.mask) == ("70", rank, mask or "boundary")
+    assert (model.parts.net.features, model.parts.net.norm, model.parts.critic.features) == (2, norm, 1)
+    found = published.from_params({"generator": model.params})
+    np.testing.assert_equal(found, {name: state[name] for name in found})
+
+    run(monkeypatch, tmp_path / "run", "--out", tmp_path / "b.pt")
+    assert ("norm group" in capsys.readouterr().out) == (norm == "group")
+    back = torch_files.read(tmp_path / "b.pt")
+    assert back["global_step"] == 70
+    np.testing.assert_equal(back["state_dict"], state)
+    run(monkeypatch, tmp_path / "b.pt", "--out", tmp_path / "again")
+    assert checkpoint.read_metadata(tmp_path / "again") == model.metadata
+
+
+def test_a_generator_alone_gets_a_new_critic(tmp_path, monkeypatch, capsys):
+    state = gan_state_of(critic_features=0)
+    torch_files.write(tmp_path / "a.ckpt", state)
+    run(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run")
+    assert "no critic in the file" in capsys.readouterr().out
+    run(monkeypatch, tmp_path / "run", "--out", tmp_path / "b.pt")
+    back = torch_files.read(tmp_path / "b.pt")["state_dict"]
+    critic = {name for name in back if name.startswith("discriminator.")}
+    assert len(critic) == 12 and back["discriminator.conv1.weight"].shape == (64, 2, 3, 3)
+    assert all(back[name].std() > 0 for name in critic if name.endswith("weight"))
+    np.testing.assert_equal({name: array for name, array in back.items() if name not in critic}, state)
 
 
 def test_images_tell_a_segmentation_network_the_voxel_size(tmp_path, monkeypatch):
@@ -219,6 +287,17 @@ def test_bare_and_wrapped_names(tmp_path, prefix):
     assert named.keys() == {name.removeprefix("network.") for name in state_of()}
 
 
+@pytest.mark.parametrize("prefix", ["generator.", "network.", "", "module.generator."])
+def test_names_of_a_generator_alone(tmp_path, prefix):
+    """Under the GAN's prefix, under that of trainings of this network by itself, and bare."""
+    state = gan_state_of(norm="group", critic_features=0)
+    found = {name.replace("generator.", prefix): array for name, array in state.items()}
+    assert published.unify(convert._state_dict(tmp_path, found)).keys() == state.keys()
+    for other in (state_of(norm="group"), flow_state_of(norm="group")):
+        named = convert._state_dict(tmp_path, other)
+        assert published.unify(named) == named
+
+
 def test_half_precision_becomes_single():
     state = {name.removeprefix("network."): array.astype(np.float16) for name, array in state_of().items()}
     params = published.to_params(state, published.to_params(state, _like(state)))
@@ -247,7 +326,11 @@ def zeros(*shape):
     [
         ({"weights": 3}, "holds no state_dict"),
         ({"state_dict": {"network.c1.0.weight": "x"}}, "holds no state_dict"),
-        ({"state_dict": {"generator.conv.weight": zeros(3, 3)}}, "not the published diffusion denoiser: c1.0.weight"),
+        ({"state_dict": {"net.conv.weight": zeros(3, 3)}}, "not the published diffusion denoiser: c1.0.weight"),
+        (
+            {"state_dict": {"generator.conv.weight": zeros(3, 3)}},
+            "not the published GAN: generator.c1.0.weight is missing",
+        ),
         (changed(c1__0__weight=zeros(1, 4, 3, 3)), "4 input channels"),
         (changed(t1__1__weight=None, t1__1__bias=None), "lacks t1.1.bias and 1 more"),
         (changed(c9__0__weight=zeros(1)), "unexpected c9.0.weight"),
@@ -269,6 +352,21 @@ def zeros(*shape):
             "out_activation is 'sigmoid', expected 'tanh'",
         ),
         (state_of() | {convert.OURS: json.dumps({"config": {}})}, "damaged"),
+        (gan_state_of() | {"generator.c1.0.weight": zeros(1, 1, 3, 3)}, "1 input channels, expected 2"),
+        (
+            gan_state_of() | {"discriminator.conv7.bias": zeros(1)},
+            "not the published GAN: has an unexpected discriminator",
+        ),
+        (
+            gan_state_of() | {"discriminator.conv1.weight": zeros(3, 2, 3, 3)},
+            "discriminator.conv1.bias is float32 (1,)",
+        ),
+        (gan_state_of(out_channels=3), "generator.out.6.bias is float32 (3,), expected float32 (1,)"),
+        ({"discriminator.conv1.weight": zeros(1, 2, 3, 3)}, "not the published GAN: generator.c1.0.weight is missing"),
+        (
+            {"state_dict": gan_state_of(), "hyper_parameters": {"out_activation": "tanh"}},
+            "out_activation is 'tanh', expected 'sigmoid'",
+        ),
     ],
 )
 def test_other_networks_are_named(tmp_path, monkeypatch, content, message):
@@ -286,7 +384,10 @@ def test_arguments_that_make_no_sense(tmp_path, monkeypatch):
     assert "nosuch" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--schedule", "nosuch")
     torch_files.write(tmp_path / "a.ckpt", flow_state_of())
     assert "--schedule" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--schedule", "linear")
+    torch_files.write(tmp_path / "a.ckpt", gan_state_of())
+    assert "--schedule" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--schedule", "linear")
     torch_files.write(tmp_path / "a.ckpt", state_of())
+    assert "--mask" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--mask", "cells")
     assert "--step" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--step", "3")
     assert "--channel" in fails(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", "--channel", "-1")
     assert "no checkpoint" in fails(monkeypatch, tmp_path, "--out", tmp_path / "b.pt")
@@ -303,16 +404,17 @@ def test_weights_and_what_is_told_of_them_must_be_of_one_network(tmp_path, monke
     torch_files.write(tmp_path / "a.ckpt", state_of())
     run(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run")
     told = json.dumps(checkpoint.read_metadata(tmp_path / "run"))
-    torch_files.write(tmp_path / "b.ckpt", {"state_dict": flow_state_of(), convert.OURS: told})
-    assert "its weights are of another" in fails(monkeypatch, tmp_path / "b.ckpt", "--out", tmp_path / "no")
+    for other in (flow_state_of(), gan_state_of()):
+        torch_files.write(tmp_path / "b.ckpt", {"state_dict": other, convert.OURS: told})
+        assert "its weights are of another" in fails(monkeypatch, tmp_path / "b.ckpt", "--out", tmp_path / "no")
 
 
 def test_every_key_is_one_of_the_configuration():
     """So that a converted run can be trained on: what `train` compares has the same keys and types."""
     known = common.get_config()
-    for section, values in convert.CONFIG.items():
+    for section, values in published_training.CONFIG.items():
         for name, value in values.items() if isinstance(values, dict) else ():
             assert type(known[section][name]) is type(value), f"{section}.{name}"
     for section in ("model", "diffusion"):
-        assert set(convert.CONFIG[section]) == set(known[section])
-    assert ConfigDict(convert.CONFIG).optim.name == known.optim.name
+        assert set(published_training.CONFIG[section]) == set(known[section])
+    assert ConfigDict(published_training.CONFIG).optim.name == known.optim.name

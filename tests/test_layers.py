@@ -25,12 +25,21 @@ MAY = (
         "log": BASE | {"figures"},
         "manifest": BASE | {"pipeline"},
         "pipeline": BASE,
-        "image_files": BASE | {"cli", "data", "diffusion", "faithful", "pipeline", "specimens", "trained"},
+        "image_files": BASE
+        | {"cli", "data", "diffusion", "faithful", "pipeline", "specimens", "trained", "trained_gan"},
+        "gan_files": BASE | {"data", "image_files", "specimens", "trained"},
+        "trained_gan": BASE | {"data", "tasks", "trained"},
+        "published_training": BASE | {"cli"},
+        "bench_gan": BASE | {"bench_device", "bench_peer", "cli", "nn", "tasks", "train_programs"},
         "specimens": BASE | {"sim"},
         "out_of_core": BASE | {"data", "diffusion"},
         "trained": BASE | {"checkpoint", "data", "diffusion", "out_of_core", "sim", "tasks"},
         "sketch_files": BASE | {"data", "manifest"},
         "compare_images": BASE | {"data", "metrics"},
+        "compare_profiles": BASE | {"compare_images", "data", "metrics"},
+        "evaluation_report": BASE
+        | {"compare_images", "compare_labels", "compare_profiles", "data", "figures", "figures_profiles", "metrics"},
+        "figures_profiles": BASE | {"figures"},
         "tune_pairs": BASE | {"compare_labels", "data", "sketch_files"},
         "tune_report": BASE | {"data", "figures", "tune_pairs"},
         "tune_start": BASE
@@ -72,6 +81,7 @@ MAY = (
         "train_programs": BASE | {"tasks"},
         "train_start": BASE | {"checkpoint", "data", "tasks", "train_programs"},
         "train_source": BASE | {"data", "train_start"},
+        "gan_source": BASE | {"data", "sim", "specimens", "train_source", "train_start"},
         "segment_source": BASE | {"data", "sim", "specimens", "tasks", "train_source", "train_start", "trained"},
         "segmenter": BASE | {"checkpoint", "data", "nn", "seg", "tasks", "trained"},
         "segment_pairs": BASE | {"data"},
@@ -98,7 +108,7 @@ MAY = (
 ONLY_IN = {
     "flax.linen": {"nn"},
     "ml_collections": {"cli", "tasks", "trained", "segmenter"} | COMMANDS,
-    "matplotlib": {"figures", "figures_segmentation"},
+    "matplotlib": {"figures", "figures_profiles", "figures_segmentation"},
     "orbax": {"checkpoint"},
     "tensorboardX": {"log"},
     "tifffile": {"data"},
@@ -112,6 +122,7 @@ FILES = {"data", "checkpoint", "log", "figures", "manifest", "cli"} | COMMANDS
 FILES |= {"tune_pairs", "tune_report", "tune_start", "tune_samplers", "samplers_report", "sketch_files"}
 FILES |= {"out_of_core", "trained", "image_files", "train_start"}
 FILES |= {"train_source", "segment_source", "segmenter", "segment_pairs", "segment_scores", "figures_segmentation"}
+FILES |= {"evaluation_report", "figures_profiles", "published_training", "gan_files", "bench_gan"}
 FILES |= {"fidelity_report", "experiment_plan", "experiment_sets", "experiment_report"}
 FILES |= {"bench_device", "bench_peer", "bench_sim", "bench_sample", "bench_train", "bench_start", "bench_generate"}
 FILES |= {"compare_labels", "outputs", "centre_files", "recipe_files", "label_files", "timeseries"}  # parts of commands

@@ -191,28 +191,41 @@ def descend(parts: Parts, state: TrainState, loss: Callable, examples: tuple) ->
       The next state and scalars `loss`, `grad_norm`.
     """
 
-    def split(x):
-        # Example i goes to micro-batch i mod n: every device keeps its own share of each.
-        return jnp.moveaxis(x.reshape((-1, parts.accumulate, *x.shape[1:])), 1, 0)
+    def micro(*examples):
+        return jax.value_and_grad(loss)(state.params, *examples)
 
-    if parts.accumulate == 1:
-        value, grads = jax.value_and_grad(loss)(state.params, *examples)
-    else:
-
-        def add(total, micro):
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(state.params, *micro)), None
-
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-        # On CPU the gradients of convolutions are eight times slower inside a loop.
-        unroll = jax.default_backend() == "cpu"
-        total, _ = jax.lax.scan(add, zero, jax.tree.map(split, examples), unroll=unroll)
-        value, grads = jax.tree.map(lambda x: x / parts.accumulate, total)
-
+    value, grads = mean_of_micro_batches(micro, parts.accumulate, examples)
     updates, opt_state = parts.optimiser.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = update_ema(state.ema_params, params, state.step, parts.ema_decay)
     state = TrainState(step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state)
     return state, {"loss": value, "grad_norm": optax.tree.norm(grads)}
+
+
+def mean_of_micro_batches(function: Callable, count: int, examples: tuple):
+    """What function(*examples) returns, a pytree of float arrays, as the mean over `count` micro-batches.
+
+    Args:
+      function: its results are means over the examples.
+      examples: pytrees of arrays (or None) whose first axis is the batch.
+    """
+    if count == 1:
+        return function(*examples)
+
+    def split(x):
+        # Example i goes to micro-batch i mod n: every device keeps its own share of each.
+        return jnp.moveaxis(x.reshape((-1, count, *x.shape[1:])), 1, 0)
+
+    def add(total, micro):
+        return jax.tree.map(jnp.add, total, function(*micro)), None
+
+    parts = jax.tree.map(split, examples)
+    zero = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *jax.tree.map(lambda x: x[0], parts))
+    )
+    # On CPU the gradients of convolutions are eight times slower inside a loop.
+    total, _ = jax.lax.scan(add, zero, parts, unroll=jax.default_backend() == "cpu")
+    return jax.tree.map(lambda x: x / count, total)
 
 
 def validate(parts: Parts, state: TrainState, batch: jax.Array, key: jax.Array) -> dict:

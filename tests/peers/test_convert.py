@@ -11,11 +11,12 @@ import pytest
 from jaxsynth import convert, sample, trained
 from jaxsynth.data import torch_files, volumes
 from jaxsynth.errors import InputError
-from jaxsynth.tasks import ddpm
+from jaxsynth.tasks import ddpm, gan
 
 torch = pytest.importorskip("torch")
 
-from .unet import TorchUNet  # noqa: E402  (needs torch)
+from .gan import TorchCritic, TorchGenerator  # noqa: E402  (needs torch)
+from .unet import TorchUNet  # noqa: E402
 
 SHAPES = {2: (2, 24, 32), 3: (1, 16, 24, 8)}
 FEATURES = {2: 16, 3: 4}
@@ -108,6 +109,35 @@ def test_sample_takes_it(converted, tmp_path):
     image = volumes.read(tmp_path / "set" / "images" / "a.tif")
     assert image.shape == shape and image.dtype == np.float32
     assert 0 <= image.min() < image.max() <= 1
+
+
+def test_a_gan_computes_what_its_twins_compute_and_comes_back(tmp_path):
+    """Both networks in one file, as PyTorch Lightning leaves them."""
+    torch.manual_seed(0)
+    networks = torch.nn.Module()
+    networks.generator, networks.discriminator = TorchGenerator(2, 4), TorchCritic(2, 4)
+    optimisers = [torch.optim.RAdam(own.parameters()).state_dict() for own in networks.children()]
+    told = argparse.Namespace(patch_size=(64, 64), norm="instance", out_activation="sigmoid")
+    content = {"state_dict": networks.state_dict(), "global_step": 123, "optimizer_states": optimisers}
+    torch.save(content | {"hyper_parameters": told}, tmp_path / "published.ckpt")
+    run(convert, tmp_path / "published.ckpt", "--out", tmp_path / "run")
+
+    model = trained.open_trained(tmp_path / "run", tasks=("gan",))
+    rng = np.random.default_rng(0)
+    mask, position = (rng.random((2, 24, 40, 1)) > 0.5).astype(np.float32), rng.uniform(-1, 1, (2, 24, 40, 1))
+    with jax.default_matmul_precision("highest"):
+        images = jax.jit(lambda *inputs: gan.generate(model.parts, *inputs))(model.params, mask, np.float32(position))
+    both = np.moveaxis(np.concatenate([mask, position], -1, dtype=np.float32), -1, 1)
+    with torch.inference_mode():
+        theirs = np.moveaxis(networks.generator(torch.from_numpy(both)).numpy(), 1, -1)
+    assert np.std(images) > 0.01
+    np.testing.assert_allclose((images + 1) / 2, theirs, atol=1e-4, rtol=0)
+
+    run(convert, tmp_path / "run", "--out", tmp_path / "back.ckpt")
+    state = torch.load(tmp_path / "back.ckpt", weights_only=True)["state_dict"]
+    assert state.keys() == networks.state_dict().keys()
+    for name, tensor in networks.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
 
 
 def test_every_dtype_and_layout_that_torch_saves(tmp_path):

@@ -1,0 +1,98 @@
+"""What a trained GAN makes images of: masks and position maps of label images, or of simulated specimens."""
+
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsynth import specimens, trained
+from jaxsynth.data import volumes
+from jaxsynth.errors import InputError
+from jaxsynth.image_files import ImageJob
+from jaxsynth.records import Specimen
+
+
+def labelled(
+    model: trained.Trained,
+    files: Iterable[Path],
+    alpha_vox: float | None = None,
+    beta_vox: float | None = None,
+    background_label: int = 0,
+) -> list[ImageJob]:
+    """Jobs of label images.
+
+    Args:
+      alpha_vox, beta_vox: scales of the position map (paper 003, eq. 1), voxels along x; None: as in training.
+      background_label: what is 0 in the labels that are written.
+
+    Raises:
+      InputError: two files of one name, or one of another rank than the model.
+    """
+
+    def draw(file, device=None):
+        labels = volumes.read_labels(file)
+        labels = np.where(labels == background_label, 0, labels).astype(np.int32)
+        spacing_um = volumes.spacing_um(file) or model.metadata["spacing_um"]
+        made = Specimen(jnp.asarray(labels), jnp.zeros(1), *(0,) * 4)
+        with jax.default_device(device):
+            return labels, np.asarray(_maps(made, *_settings(model, spacing_um, alpha_vox, beta_vox))), spacing_um
+
+    jobs = []
+    for name, file in volumes.by_name(files, "--labels").items():
+        shape = volumes.read_labels(file).shape
+        if len(shape) != model.ndim:
+            raise InputError(f"{file}: expected {model.ndim}D labels, as the model's images are; got {len(shape)}D")
+        jobs.append(ImageJob(name, shape, functools.partial(draw, file)))
+    return jobs
+
+
+def simulated(
+    model: trained.Trained,
+    root: jax.Array,
+    recipe: specimens.Specimens,
+    names: Iterable[str],
+    alpha_vox: float | None = None,
+    beta_vox: float | None = None,
+) -> list[ImageJob]:
+    """Jobs that simulate their cells; `alpha_vox`, `beta_vox`: as in `labelled`."""
+    kind, _, *scale_um = _settings(model, recipe.drawn_at_um, alpha_vox, beta_vox)
+    drawer = specimens.drawer(recipe, _wanted(kind, *scale_um))
+
+    def draw(name, device):
+        with jax.default_device(device):
+            made = drawer(root, name)
+            both = jax.device_get((made.specimen.labels, _stacked(made.specimen.labels, made.maps, kind)))
+        return *both, recipe.spacing_um
+
+    return [ImageJob(name, tuple(recipe.shape), functools.partial(draw, name)) for name in names]
+
+
+def _settings(model: trained.Trained, spacing_um, alpha_vox: float | None, beta_vox: float | None) -> tuple:
+    """(kind of mask, voxel size, alpha, beta in micrometres); what is None is as the model was trained.
+
+    The voxel size is in units of its last axis where it is not known.
+    """
+    own = model.config.gan
+    step = tuple(spacing_um or (1.0,) * model.ndim)
+    alpha, beta = (own[f"{name}_vox"] if given is None else given
+                   for name, given in (("alpha", alpha_vox), ("beta", beta_vox)))  # fmt: skip
+    return own.mask, step, alpha * step[-1], beta * step[-1]
+
+
+def _wanted(kind: str, alpha_um: float, beta_um: float) -> specimens.Wanted:
+    maps = ("boundary", "position") if kind == "boundary" else ("position",)
+    return specimens.Wanted(maps=maps, alpha_um=alpha_um, beta_um=beta_um)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _maps(made: Specimen, kind: str, spacing_um, alpha_um: float, beta_um: float) -> jax.Array:
+    return _stacked(made.labels, specimens.maps(made, spacing_um, _wanted(kind, alpha_um, beta_um)), kind)
+
+
+def _stacked(labels: jax.Array, maps: dict, kind: str) -> jax.Array:
+    """float32 [*S, 2]: the mask of this kind, and the position map."""
+    mask = maps["boundary"] if kind == "boundary" else labels > 0
+    return jnp.stack([mask.astype(jnp.float32), maps["position"]], axis=-1)

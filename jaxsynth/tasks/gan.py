@@ -1,0 +1,278 @@
+"""A conditional GAN from masks to images (paper 003): a generator that turns a mask and its position map into an image,
+and a critic that tells such images from real ones by patches.
+
+Both are updated in one step, from the same pictures: the generator's gradient is that of the critic before its update.
+A task is five functions: build, init, step, validate, preview.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from jaxsynth import keys
+from jaxsynth.data import ada, tiles
+from jaxsynth.errors import InputError
+from jaxsynth.metrics import profiles
+from jaxsynth.nn import gan
+from jaxsynth.optimiser import update_ema
+from jaxsynth.records import TrainState
+from jaxsynth.tasks import ddpm
+
+SOURCE = "gan_source"  # where batches come from, see `train_source`
+# name -> (loss of the critic's logits for a real image, for a generated one; the generator's for its own)
+LOSSES = {
+    "logistic": (lambda x: jax.nn.softplus(-x), jax.nn.softplus, lambda x: jax.nn.softplus(-x)),
+    "least_squares": (lambda x: jnp.square(x - 1), jnp.square, lambda x: jnp.square(x - 1)),
+    "hinge": (lambda x: jax.nn.relu(1 - x), lambda x: jax.nn.relu(1 + x), jnp.negative),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What stays fixed while training.
+
+    Attributes:
+      net: the generator.
+      critic: the patch critic.
+      loss: one of LOSSES.
+      identity: weight of the identity loss.
+      r1: weight of the critic's gradient penalty on real images; 0: none.
+      r1_every: steps from one penalty to the next, which counts for all of them.
+      ada_target, ada_step, ada_every: of `ada.update`, and the steps from one to the next.
+      ada_start: the first probability.
+      optimiser: of either network, each with a state of its own.
+    """
+
+    net: gan.Generator
+    critic: gan.Critic
+    loss: str
+    identity: float
+    r1: float
+    r1_every: int
+    ada_target: float
+    ada_step: float
+    ada_every: int
+    ada_start: float
+    optimiser: optax.GradientTransformation
+    accumulate: int
+    ema_decay: float
+
+
+def build(config: ConfigDict) -> Parts:
+    """Networks and optimiser of a configuration.
+
+    Raises:
+      InputError: a value that makes no sense.
+    """
+    own = config.gan
+    if own.loss not in LOSSES:
+        raise InputError(f"unknown gan.loss {own.loss!r}: expected one of {', '.join(LOSSES)}")
+    least = {"identity": 0, "r1": 0, "r1_every": 1, "ada_step": 0, "ada_every": 1}
+    for name, limit in least.items():
+        if not own[name] >= limit:
+            raise InputError(f"gan.{name} must be at least {limit}, got {own[name]}")
+    if not (-1 <= own.ada_target <= 1 and 0 <= own.ada_start <= 1):
+        raise InputError(
+            f"expected gan.ada_target in -1..1 and gan.ada_start in 0..1, got {own.ada_target} and {own.ada_start}"
+        )
+    shared = {
+        "norm": config.model.norm,
+        "dtype": jnp.bfloat16 if config.model.bfloat16 else jnp.float32,
+        "direct": config.get("parallel", {}).get("space", 1) > 1,
+    }
+    return Parts(
+        net=gan.Generator(features=config.model.features, remat=ddpm.recomputes(config) == "always", **shared),
+        critic=gan.Critic(features=own.critic_features, **shared),
+        loss=own.loss,
+        identity=own.identity,
+        r1=own.r1,
+        r1_every=own.r1_every,
+        ada_target=own.ada_target,
+        ada_step=own.ada_step,
+        ada_every=own.ada_every,
+        ada_start=own.ada_start,
+        optimiser=ddpm.optimiser_of(config),
+        accumulate=config.optim.accumulate,
+        ema_decay=config.optim.ema_decay,
+    )
+
+
+def init(parts: Parts, key: jax.Array, batch_shape: tuple[int, ...]) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      batch_shape: (B, *patch, 1), of the images.
+
+    Returns:
+      params {"generator", "critic"}, ema_params those of the generator, opt_state {"generator", "critic", "ada"}.
+    """
+    x = jnp.zeros((1, *batch_shape[1:-1], 2))
+    params = {
+        "generator": parts.net.init(keys.stream(key, "params"), x)["params"],
+        "critic": parts.critic.init(keys.stream(key, "critic"), x)["params"],
+    }
+    opt_state = {name: parts.optimiser.init(own) for name, own in params.items()}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=params["generator"],
+        opt_state=opt_state | {"ada": ada.start(parts.ada_start)},
+    )
+
+
+def generate(parts: Parts, params, mask: jax.Array, position: jax.Array) -> jax.Array:
+    """Masks float32 [B, *S, 1] in {0, 1} and their position maps [B, *S, 1] -> images float32 [B, *S, 1] in [-1, 1].
+
+    Args:
+      params: of the generator.
+    """
+    x = jnp.concatenate([mask, position], axis=-1)
+    return 2 * parts.net.apply({"params": params}, x) - 1
+
+
+def stages(parts: Parts, params) -> tiles.Stages:
+    """The generator in three parts, for volumes in tiles: [B, *S, 2], mask and position map, -> [B, *S, 1], the image
+    in [-1, 1]."""
+
+    def part(method):
+        return lambda *arrays: parts.net.apply({"params": params}, *arrays, method=method)
+
+    shrink, deepen, grow = part("shrink"), part("deepen"), part("grow")
+    return tiles.Stages(
+        shrink=lambda x, t, cond: shrink(x),
+        deepen=lambda h, t: deepen(h),
+        grow=lambda x, deep, t, cond: 2 * grow(x, deep) - 1,
+        margin=gan.margin(),
+        deep_margin=gan.deep_margin(),
+    )
+
+
+def step(parts: Parts, state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> tuple[TrainState, dict]:
+    """One update of both networks.
+
+    Args:
+      batch: "image" float32 [B, *patch, 1] in [-1, 1] with "image_position", "mask" [B, *patch, 1] in {0, 1} with
+        "position", both in [-1, 1] (paper 003, eq. 1); images and masks need not belong together.
+      key: the run's key; the draws depend on it and on state.step.
+
+    Returns:
+      The next state and scalars: `loss` and `grad_norm` of the generator, `loss_critic`, `adversarial` and `identity`
+      (the generator's two losses), `logit_real` and `logit_fake`, `ada_r` (paper 003, eq. 2) and `ada_probability`.
+    """
+    key = keys.stream(key, "step", state.step)
+    probability = state.opt_state["ada"].probability
+    count = batch["image"].shape[0]
+    own_keys = jax.vmap(lambda row: keys.stream(key, "example", row))(jnp.arange(count))
+
+    def micro(batch, own_keys):
+        return _gradients(parts, state, batch, own_keys, probability)
+
+    grads, signs, scalars = ddpm.mean_of_micro_batches(micro, parts.accumulate, (batch, own_keys))
+    if parts.r1:
+        grads["critic"] = _with_penalty(parts, state, grads["critic"], batch)
+    params, opt_state = {}, {}
+    for name in ("generator", "critic"):
+        updates, opt_state[name] = parts.optimiser.update(grads[name], state.opt_state[name], state.params[name])
+        params[name] = optax.apply_updates(state.params[name], updates)
+    seen = ada.observe(state.opt_state["ada"], signs)
+    scalars |= {"grad_norm": optax.tree.norm(grads["generator"]), "ada_r": seen.r, "ada_probability": probability}
+    due = (state.step + 1) % parts.ada_every == 0
+    later = ada.update(seen, target=parts.ada_target, step=parts.ada_step)
+    opt_state["ada"] = jax.tree.map(lambda new, old: jnp.where(due, new, old), later, seen)
+    ema_params = update_ema(state.ema_params, params["generator"], state.step, parts.ema_decay)
+    return TrainState(step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state), scalars
+
+
+def _gradients(parts: Parts, state: TrainState, batch, own_keys, probability):
+    """Of one micro-batch: gradients of both networks, the mean sign of the logits of real images, and scalars."""
+    real, real_position = _as_seen(batch["image"]), batch["image_position"]
+    mask, position = batch["mask"], batch["position"]
+    count = real.shape[0]
+
+    def draw(params):
+        # Of its masks, and of real images in their place, which it is to leave as they are.
+        x = jnp.concatenate([jnp.concatenate([mask, position], -1), jnp.concatenate([real, real_position], -1)])
+        made = parts.net.apply({"params": params}, x)
+        return made[:count], made[count:]
+
+    def judge(params, images, position, name):
+        own = jax.vmap(lambda key: keys.stream(key, name))(own_keys)
+        changed = jax.vmap(ada.augment, (0, 0, None))(own, images[..., 0], probability)[..., None]
+        return parts.critic.apply({"params": params}, jnp.concatenate([changed, position], -1))
+
+    of_real, of_fake, of_own = (lambda x, loss=loss: loss(x).mean() for loss in LOSSES[parts.loss])
+    (fake, same), back_to_generator = jax.vjp(draw, state.params["generator"])
+    # The critic sees every picture once: its gradient and the generator's go back through the same evaluation.
+    critic = state.params["critic"]
+    logits_fake, back_from_fake = jax.vjp(lambda params, images: judge(params, images, position, "fake"), critic, fake)
+    logits_real, back_from_real = jax.vjp(lambda params: judge(params, real, real_position, "real"), critic)
+    loss_real, cotangent_real = jax.value_and_grad(of_real)(logits_real)
+    loss_fake, cotangent_fake = jax.value_and_grad(of_fake)(logits_fake)
+    adversarial, cotangent_own = jax.value_and_grad(of_own)(logits_fake)
+    identity, cotangent_same = jax.value_and_grad(lambda x: jnp.abs(real - x).mean())(same)
+    both = back_from_real(cotangent_real)[0], back_from_fake(cotangent_fake)[0]
+    back = back_from_fake(cotangent_own)[1], parts.identity * cotangent_same
+    grads = {"generator": back_to_generator(back)[0], "critic": jax.tree.map(lambda a, b: (a + b) / 2, *both)}
+    scalars = {
+        "loss": adversarial + parts.identity * identity,
+        "adversarial": adversarial,
+        "identity": identity,
+        "loss_critic": (loss_real + loss_fake) / 2,
+        "logit_real": logits_real.mean(),
+        "logit_fake": logits_fake.mean(),
+    }
+    return grads, jnp.sign(logits_real).mean(), scalars
+
+
+def _with_penalty(parts: Parts, state: TrainState, grads, batch):
+    """The critic's gradients with that of the R1 penalty (Mescheder et al. 2018), every r1_every steps for all of them:
+    half the squared gradient of an image's summed logits by the image, which is not augmented."""
+    real, position = _as_seen(batch["image"]), batch["image_position"]
+
+    def penalty(params):
+        def total(images):
+            return parts.critic.apply({"params": params}, jnp.concatenate([images, position], -1)).sum()
+
+        return parts.r1 * parts.r1_every / 2 * jnp.square(jax.grad(total)(real)).sum() / real.shape[0]
+
+    due = state.step % parts.r1_every == 0
+    params = state.params["critic"]
+    more = jax.lax.cond(due, jax.grad(penalty), lambda params: jax.tree.map(jnp.zeros_like, params), params)
+    return jax.tree.map(jnp.add, grads, more)
+
+
+def _as_seen(image: jax.Array) -> jax.Array:
+    """Images in [-1, 1] as the networks have them, in [0, 1]."""
+    return (image + 1) / 2
+
+
+def validate(parts: Parts, state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> dict:
+    """How far images generated from a batch's masks are from its real ones, with averaged parameters.
+
+    A GAN has no loss that falls as its images improve. What can be told of unpaired images is whether their grey
+    values and their grain are as often.
+
+    Returns:
+      Scalars `intensity`, the mean distance of equal quantiles of the grey values in [0, 1]; `spectrum_db`, the mean
+      distance of radial power spectra in decibel; and `loss`, intensity + spectrum_db / 100.
+    """
+    fake = generate(parts, state.ema_params, batch["mask"], batch["position"])
+    real, fake = _as_seen(batch["image"])[..., 0], _as_seen(fake)[..., 0]
+    intensity = jnp.abs(jnp.sort(real.ravel()) - jnp.sort(fake.ravel())).mean()
+    spectrum = profiles.spectral_distance_db(*(jax.vmap(profiles.radial_spectrum)(x).mean(0) for x in (real, fake)))
+    return {"loss": intensity + spectrum / 100, "intensity": intensity, "spectrum_db": spectrum}
+
+
+def preview(parts: Parts, state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+    """A real patch, and a mask with its position map and the image that is made of it.
+
+    Returns:
+      title -> float32 [*patch] in [-1, 1].
+    """
+    own = {name: array[:1] for name, array in batch.items()}
+    fake = generate(parts, state.ema_params, own["mask"], own["position"])
+    shown = {"real": own["image"], "mask": 2 * own["mask"] - 1, "position": own["position"], "generated": fake}
+    return {title: volume[0, ..., 0] for title, volume in shown.items()}

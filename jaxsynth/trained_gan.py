@@ -1,0 +1,62 @@
+"""A trained GAN at work: masks with their position maps become images, in one evaluation of the network."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from jaxsynth import devices
+from jaxsynth.data import tiles
+from jaxsynth.tasks import gan
+from jaxsynth.trained import Trained, grid_for
+
+
+def generator(
+    trained: Trained,
+    *,
+    tile: tuple[int, ...] | None = None,
+    overlap: tuple[int, ...] | None = None,
+    tile_batch: int | None = None,
+) -> Callable[..., np.ndarray]:
+    """A function that turns one volume's mask into an image, in tiles where it is large, see `trained.grid_for`.
+
+    Args:
+      tile_batch: tiles evaluated at once; default: one per device.
+
+    Returns:
+      make(maps: float32 [*S, 2], mask in {0, 1} and position map) -> float32 [*S] in [-1, 1], on the host. Compiled
+      once per shape.
+    """
+    mesh, at_once = trained.mesh, trained.num_devices
+
+    def constrain(batch):
+        # Without it every device would evaluate every tile.
+        return jax.lax.with_sharding_constraint(batch, devices.split(mesh))
+
+    def run(params, maps):
+        grid = grid_for(trained, maps.shape[:-1], tile, overlap)
+        wanted = min(tile_batch or at_once, grid.num_tiles)
+        stages = gan.stages(trained.parts, params)
+        whole = tiles.tiled(stages, grid, -(-wanted // at_once) * at_once, constrain)
+        return whole(maps, jnp.zeros((), jnp.int32), None)[..., 0]
+
+    run = jax.jit(run, out_shardings=devices.replicated(mesh))
+    return lambda maps: np.asarray(run(trained.params, jnp.asarray(maps, jnp.float32)))
+
+
+def batch_generator(trained: Trained) -> Callable[[jax.Array], jax.Array]:
+    """A function that turns a batch of masks of one shape into images, every device its own share of them.
+
+    Returns:
+      make_many(maps: float32 [B, *S, 2], B a multiple of the devices) -> float32 [B, *S], on the devices, the leading
+      axis split over them; not waited for. Every image is that of `generator` in one tile, to rounding.
+    """
+    split = PartitionSpec("data")
+
+    def run(params, maps):
+        return gan.generate(trained.parts, params, maps[..., :1], maps[..., 1:])[..., 0]
+
+    run = jax.jit(jax.shard_map(run, mesh=trained.mesh, in_specs=(PartitionSpec(), split), out_specs=split))
+    return lambda maps: run(trained.params, maps)

@@ -1,0 +1,188 @@
+"""The GAN's task: whose gradient goes where, when what is updated, and that it learns."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxsynth import cli, keys
+from jaxsynth.data import ada
+from jaxsynth.errors import InputError
+from jaxsynth.tasks import gan
+
+ROOT = keys.root(0)
+
+
+def make(**overrides):
+    values = {"model.features": 4, "gan.critic_features": 4, "optim.learning_rate": 1e-3} | overrides
+    return cli.read_config("configs/gan_nuclei.py", [f"--config.{name}={value}" for name, value in values.items()])
+
+
+def example(shape, count=2):
+    """Boxes, and images in which other boxes are bright on a noisy ground."""
+    rng = np.random.default_rng(0)
+    masks = np.zeros((2, count, *shape, 1), np.float32)
+    for mask in masks.reshape(-1, *shape):
+        for _ in range(3):
+            mask[tuple(slice(low, low + 6) for low in rng.integers(0, np.array(shape) - 6))] = 1
+    position = np.tanh((masks - 0.5) / 2)
+    image = -0.6 + 1.1 * masks[1] + rng.normal(0, 0.05, masks[1].shape)
+    named = {"mask": masks[0], "position": position[0], "image": image, "image_position": position[1]}
+    return {name: jnp.asarray(array, jnp.float32) for name, array in named.items()}
+
+
+def plain_losses(parts, params, batch, key, probability):
+    """The two losses written down as in the paper, each evaluated for itself: (generator's, critic's)."""
+    own = [keys.stream(key, "example", row) for row in range(batch["image"].shape[0])]
+
+    def judge(images, position, name):
+        changed = [ada.augment(keys.stream(k, name), x[..., 0], probability)[..., None] for k, x in zip(own, images)]  # noqa: B905
+        return parts.critic.apply({"params": params["critic"]}, jnp.concatenate([jnp.stack(changed), position], -1))
+
+    def draw(first, position):
+        return parts.net.apply({"params": params["generator"]}, jnp.concatenate([first, position], -1))
+
+    real, fake = (batch["image"] + 1) / 2, draw(batch["mask"], batch["position"])
+    told_real = judge(real, batch["image_position"], "real")
+    told_fake = judge(fake, batch["position"], "fake")
+    same = draw(real, batch["image_position"])
+
+    def bce(x, y):
+        return jnp.mean(jnp.log1p(jnp.exp(-x if y else x)))
+
+    own_loss = bce(told_fake, 1) + parts.identity * jnp.abs(real - same).mean()
+    return own_loss, (bce(told_real, 1) + bce(told_fake, 0)) / 2
+
+
+def descending(parts, state):
+    """The same with plain gradient descent, whose steps are the gradients."""
+    parts = dataclasses.replace(parts, optimiser=optax.sgd(1.0))
+    plain = {name: parts.optimiser.init(own) for name, own in state.params.items()}
+    return parts, state.replace(opt_state=plain | {"ada": state.opt_state["ada"]})
+
+
+def close(found, wanted):
+    """Two pytrees, to a ten-thousandth of the largest number."""
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(wanted))
+    assert largest > 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * largest), found, wanted)
+
+
+def test_each_network_descends_its_own_loss():
+    parts = gan.build(make(**{"gan.identity": 0.7, "gan.ada_start": 0.8}))
+    batch = example((32, 32))
+    parts, state = descending(parts, gan.init(parts, ROOT, (2, 32, 32, 1)))
+    key = keys.stream(ROOT, "step", state.step)
+
+    def losses(params, batch):
+        return plain_losses(parts, params, batch, key, 0.8)
+
+    told, wanted = jax.jit(lambda *given: (losses(*given), jax.jacrev(losses)(*given)))(state.params, batch)
+    after, scalars = jax.jit(lambda s, b: gan.step(parts, s, b, ROOT))(state, batch)
+    np.testing.assert_allclose((scalars["loss"], scalars["loss_critic"]), told, rtol=1e-5)
+    for name, own in zip(("generator", "critic"), wanted, strict=True):
+        close(jax.tree.map(jnp.subtract, state.params[name], after.params[name]), own[name])
+
+
+def test_losses_are_those_of_their_names():
+    x = np.linspace(-3, 3, 13)
+    sure = 1 / (1 + np.exp(-x))
+    wanted = {"logistic": (-np.log(sure), -np.log(1 - sure), -np.log(sure)),
+              "least_squares": ((x - 1) ** 2, x**2, (x - 1) ** 2),
+              "hinge": (np.maximum(0, 1 - x), np.maximum(0, 1 + x), -x)}  # fmt: skip
+    assert gan.LOSSES.keys() == wanted.keys()
+    for name, losses in gan.LOSSES.items():
+        np.testing.assert_allclose([loss(jnp.asarray(x)) for loss in losses], wanted[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_penalty_is_the_critics_alone_and_comes_when_due():
+    batch, parts = example((32, 32)), gan.build(make(**{"gan.r1": 3.0, "gan.r1_every": 2}))
+    parts, state = descending(parts, gan.init(parts, ROOT, (2, 32, 32, 1)))
+    plain = dataclasses.replace(parts, r1=0.0)
+
+    def penalty(params, batch):
+        def total(images):
+            x = jnp.concatenate([(images + 1) / 2, batch["image_position"]], -1)
+            return parts.critic.apply({"params": params}, x).sum()
+
+        # By an image in [-1, 1], half as large as by one in [0, 1]; over two images.
+        return 3.0 * 2 / 2 * jnp.square(2 * jax.grad(total)(batch["image"])).sum() / 2
+
+    with_penalty, without = (jax.jit(lambda s, b, p=p: gan.step(p, s, b, ROOT)[0].params) for p in (parts, plain))
+    for at in (0, 1):
+        now = state.replace(step=jnp.int32(at))
+        found, usual = with_penalty(now, batch), without(now, batch)
+        if at:
+            jax.tree.map(np.testing.assert_array_equal, found, usual)
+            continue
+        jax.tree.map(np.testing.assert_array_equal, found["generator"], usual["generator"])
+        moved = jax.tree.map(jnp.subtract, usual["critic"], found["critic"])
+        close(moved, jax.jit(jax.grad(penalty))(state.params["critic"], batch))
+
+
+def test_augmentation_follows_the_critic():
+    """A critic that is sure of the real images is told less of them, one that is not, more."""
+    batch = example((32, 32))
+    parts = gan.build(make(**{"gan.ada_every": 2, "gan.ada_step": 0.25, "gan.ada_start": 0.5}))
+    state = gan.init(parts, ROOT, (2, 32, 32, 1))
+    step = jax.jit(lambda s, b: gan.step(parts, s, b, ROOT))
+    for bias, later in ((50.0, [0.5, 0.75, 0.75, 1.0, 1.0]), (-50.0, [0.5, 0.25, 0.25, 0.0, 0.0])):
+        critic = jax.tree.map(lambda x: x, state.params["critic"])
+        critic["conv6"]["bias"] = jnp.full((1,), bias)
+        now, told = state.replace(params=state.params | {"critic": critic}), []
+        for _ in later:
+            now, scalars = step(now, batch)
+            told.append((float(now.opt_state["ada"].probability), float(scalars["ada_r"])))
+        np.testing.assert_allclose([probability for probability, _ in told], later)
+        assert all(r == np.sign(bias) for _, r in told)
+
+
+def test_it_learns_an_example():
+    words = {"optim.learning_rate": 4e-3, "optim.name": "adamw", "optim.ema_decay": 0.9}
+    parts = gan.build(make(**words | {"gan.r1": 0.1, "gan.r1_every": 1}))
+    batch = example((32, 32), 4)
+    state = gan.init(parts, ROOT, (4, 32, 32, 1))
+    step = jax.jit(lambda s, b: gan.step(parts, s, b, ROOT))
+    validate = jax.jit(lambda s, b: gan.validate(parts, s, b, ROOT))
+    before = validate(state, batch)
+    for _ in range(120):
+        state, scalars = step(state, batch)
+    after = validate(state, batch)
+    assert float(after["loss"]) < 0.65 * float(before["loss"])
+    assert float(after["loss"]) == pytest.approx(float(after["intensity"] + after["spectrum_db"] / 100))
+    assert float(scalars["identity"]) < 0.25
+    fake = gan.generate(parts, state.ema_params, batch["mask"], batch["position"])
+    in_parts, x = gan.stages(parts, state.ema_params), jnp.concatenate([batch["mask"], batch["position"]], -1)
+    joined = in_parts.grow(x, in_parts.deepen(in_parts.shrink(x, 0, None), 0), 0, None)
+    np.testing.assert_allclose(joined, fake, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (16, 32, 32)])
+def test_2d_and_3d_are_alike(shape):
+    parts, batch = gan.build(make()), example(shape)
+    state = jax.eval_shape(lambda: gan.init(parts, ROOT, batch["image"].shape))
+    after, scalars = jax.eval_shape(lambda s: gan.step(parts, s, batch, ROOT), state)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert {"loss", "grad_norm", "ada_probability"} <= scalars.keys()
+    shown = jax.eval_shape(lambda s: gan.preview(parts, s, batch, ROOT), state)
+    assert all(volume.shape == shape for volume in shown.values())
+    assert all(
+        value.shape == () for value in jax.eval_shape(lambda s: gan.validate(parts, s, batch, ROOT), state).values()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("gan.loss", "wasserstein", "unknown gan.loss"),
+        ("gan.identity", -1.0, "gan.identity must be at least 0"),
+        ("gan.ada_every", 0, "gan.ada_every must be at least 1"),
+        ("gan.ada_start", 1.5, "gan.ada_start in 0..1"),
+    ],
+)
+def test_mistakes_are_named(name, value, message):
+    with pytest.raises(InputError, match=message):
+        gan.build(make(**{name: value}))

@@ -1,0 +1,142 @@
+"""The sampling command on a GAN: an image depends on its labels and the position map, not on how it was made."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import gan_nuclei
+from jaxsynth import checkpoint, devices, keys, trained, trained_gan
+from jaxsynth import sample as command
+from jaxsynth.data import intensity as intensities
+from jaxsynth.data import tile_grid, volumes
+from jaxsynth.records import Specimen
+from jaxsynth.sim import membranes, views
+from jaxsynth.tasks import gan
+from tests import toy
+
+
+def untrained(folder, mask, norm="none"):
+    """Saves a small GAN with random weights as a run, for 2D images of type uint8 and voxels of 0.5 um."""
+    config = gan_nuclei.get_config()
+    config.data.patch = (32, 32)
+    config.model.features = config.gan.critic_features = 4
+    config.model.norm = norm
+    config.gan.mask = mask
+    parts = gan.build(config)
+    state = jax.jit(lambda key: gan.init(parts, key, (1, 32, 32, 1)))(keys.root(0))
+    state = state.replace(ema_params=toy.weights(state.ema_params))
+    intensity = intensities.fit([np.arange(256, dtype=np.uint8).reshape(16, 16)], "percentile").to_dict()
+    metadata = {"config": config.to_dict(), "intensity": intensity, "spacing_um": [0.5, 0.5], "num_files": 1}
+    with checkpoint.open_manager(folder) as manager:
+        checkpoint.save(manager, state, metadata, 1.0)
+        manager.wait_until_finished()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return untrained(tmp_path_factory.mktemp("gan") / "run", "boundary")
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    """Two label images of one size, ids with gaps, 9 the background of one."""
+    folder = tmp_path_factory.mktemp("labels")
+    for name, ground in (("a", 0), ("b", 0)):
+        image = np.full((40, 48), ground, np.uint16)
+        image[4:20, 6:20], image[20:34, 6:20], image[8:24, 20:40] = 3, 7, 11 if name == "a" else 200
+        volumes.write(folder / f"{name}.tif", image, spacing_um=(0.5, 0.5))
+    return folder
+
+
+def sample(model, out, *words):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["sample", "--checkpoint", str(model), "--out", str(out), *map(str, words)])
+        command.main()
+    return {file.stem: volumes.read(file) for file in sorted((out / "images").iterdir())}
+
+
+def test_images_of_labels_are_the_generators(model, labels, tmp_path):
+    images = sample(model, tmp_path / "out", "--labels", labels)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["images", "labels", "manifest.json"]
+    network = trained.open_trained(model, tasks=("gan",))
+    for name, image in images.items():
+        own = volumes.read_labels(labels / f"{name}.tif")
+        np.testing.assert_array_equal(volumes.read_labels(tmp_path / "out" / "labels" / f"{name}.tif"), own)
+        made = Specimen(jnp.asarray(own, jnp.int32), jnp.zeros(1), *(0,) * 4)
+        mask, step = views.boundary(made, (0.5, 0.5)), (0.5, 0.5)
+        position = membranes.position_map(views.organism(made, step), step, 50.0)  # 100 voxels of 0.5 um
+        maps = jnp.stack([mask.astype(jnp.float32), position], -1)[None]
+        expected = gan.generate(network.parts, network.params, maps[..., :1], maps[..., 1:])[0, ..., 0]
+        expected = intensities.denormalise(np.asarray(expected), network.intensity)
+        assert image.dtype == np.uint8 and volumes.spacing_um(tmp_path / "out" / "images" / f"{name}.tif") == (0.5, 0.5)
+        np.testing.assert_allclose(image.astype(int), expected.astype(int), atol=1)
+    told = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert told["settings"]["source"]["labels"] == str(labels) and told["files"]["a"]["num_cells"] == 3
+
+
+def test_alpha_is_the_position_maps(model, labels, tmp_path):
+    near, usual = (sample(model, tmp_path / str(a), "--labels", labels, "--alpha", a) for a in (10, 100))
+    default = sample(model, tmp_path / "default", "--labels", labels)
+    for name, image in default.items():
+        np.testing.assert_array_equal(image, usual[name])
+        assert (near[name] != image).any()
+
+
+def test_background_of_another_label(model, labels, tmp_path):
+    (tmp_path / "other").mkdir()
+    for file in labels.iterdir():
+        own = volumes.read_labels(file)
+        volumes.write(
+            tmp_path / "other" / file.name, np.where(own == 0, 1, own).astype(np.uint16), spacing_um=(0.5, 0.5)
+        )
+    other = sample(model, tmp_path / "out", "--labels", tmp_path / "other", "--background_label", 1)
+    for name, image in sample(model, tmp_path / "usual", "--labels", labels).items():
+        np.testing.assert_array_equal(other[name], image)
+    assert volumes.read_labels(tmp_path / "out" / "labels" / "a.tif").min() == 0
+
+
+def test_recipes_and_batches(model, tmp_path):
+    words = ("--recipe", "nuclei", "--shape", "40,56", "--num", 3)
+    images = sample(model, tmp_path / "out", *words)
+    assert all(image.shape == (40, 56) and image.std() > 0 for image in images.values())
+    single = sample(model, tmp_path / "single", *words, "--tile", "64,64", "--batch", 8)
+    for name, image in images.items():
+        np.testing.assert_allclose(image.astype(int), single[name].astype(int), atol=1)
+
+
+def test_tiles_change_nothing(model):
+    network = trained.open_trained(model, tasks=("gan",))
+    maps = np.random.default_rng(0).uniform(size=(136, 120, 2)).astype(np.float32)
+    whole = trained_gan.generator(network)(maps)
+    tiled = trained_gan.generator(network, tile=(72, 64), tile_batch=2)
+    assert tile_grid.plan_tiles((136, 120), (72, 64)).num_tiles > 2
+    np.testing.assert_allclose(tiled(maps), whole, atol=1e-5)
+    batch = trained_gan.batch_generator(network)(jnp.asarray(np.stack([maps[:64, :64]] * 8)))
+    np.testing.assert_allclose(batch[3], trained_gan.generator(network)(maps[:64, :64]), atol=1e-5)
+    assert len(batch.sharding.device_set) == len(devices.make_mesh().devices.flat)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "nothing to start from: give --labels FOLDER or --recipe NAME"),
+        (("--labels", "LABELS", "--t_start", 3), "--t_start is for diffusion models"),
+        (("--labels", "LABELS", "--alpha", 0), "--alpha: expected more than 0"),
+        (("--labels", "LABELS", "--faithful", "redraw"), "a GAN makes the same image again"),
+        (("--labels", "LABELS", "--cells", 3), "--cells does not go with --labels"),
+        (("--labels", "VOLUME"), "expected 2D labels"),
+    ],
+)
+def test_mistakes_are_named(model, labels, tmp_path, capsys, words, message):
+    volumes.write(tmp_path / "v" / "a.tif", np.zeros((8, 16, 16), np.uint8)) if "VOLUME" in words else None
+    places = {"LABELS": labels, "VOLUME": tmp_path / "v"}
+    with pytest.raises(SystemExit) as stop:
+        sample(model, tmp_path / "out", *(places.get(word, word) for word in words))
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
