@@ -133,7 +133,8 @@ def test_tiles_change_nothing(model):
     ],
 )
 def test_mistakes_are_named(model, labels, tmp_path, capsys, words, message):
-    volumes.write(tmp_path / "v" / "a.tif", np.zeros((8, 16, 16), np.uint8)) if "VOLUME" in words else None
+    (tmp_path / "v").mkdir()
+    volumes.write(tmp_path / "v" / "a.tif", np.zeros((8, 16, 16), np.uint8))
     places = {"LABELS": labels, "VOLUME": tmp_path / "v"}
     with pytest.raises(SystemExit) as stop:
         sample(model, tmp_path / "out", *(places.get(word, word) for word in words))
