@@ -4,6 +4,7 @@ import functools
 import inspect
 import itertools
 import json
+import math
 import os
 import sys
 
@@ -12,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsynth import bench, bench_device, bench_peer, bench_sample, bench_sim, bench_start, bench_train, cli
+from jaxsynth import bench, bench_device, bench_gan, bench_peer, bench_sample, bench_sim, bench_start, bench_train, cli
 from jaxsynth.data import volumes
 from jaxsynth.diffusion import samplers
 from jaxsynth.diffusion.schedule import make_schedule
+from jaxsynth.nn import gan as gan_networks
 
 TOY = {"t_start": 3, "evaluations": 2, "features": 2, "rounds": 2, "peer_runs": 3}
 
@@ -223,6 +225,31 @@ def test_operations_are_those_that_pytorch_counts(shape, noise_channel):
         run()
     flops = bench_train.operations(shape, 2, 4, 1 + noise_channel)
     assert counter.get_total_flops() == pytest.approx(flops, rel=0.02)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (32, 32, 32)])
+def test_a_step_of_the_gan_is_counted_as_its_peer_does_it(shape):
+    """Which sees generated images twice: once more forth than ours. First layers get no gradient by their input."""
+    pytest.importorskip("torch")
+    from torch.utils.flop_counter import FlopCounterMode
+
+    run = bench_peer.gan_training(bench_peer.load("gan"), shape, features=8, critic_features=8)
+    with FlopCounterMode(display=False) as counter:
+        run()
+    again = 2 * gan_networks.critic_operations(len(shape), 8) * math.prod(shape)
+    flops = bench_gan.operations(shape, 1, 8, 8) + again
+    assert counter.get_total_flops() == pytest.approx(flops, rel=0.03)
+
+
+def test_the_gan_beside_its_peer(small_peaks):
+    pytest.importorskip("torch")
+    small = {"features": 2, "rounds": 1, "compiler": "eager", "peer": "torch"}
+    trained = bench_gan.step((24, 24), critic_features=2, **small)
+    generated = bench_gan.generation((16, 24), **small)
+    for row, shape in ((trained, (1, 24, 24)), (generated, (16, 24))):
+        assert row["shape"] == shape and min(row["median_s"], row["peer_median_s"], row["peak_bytes"]) > 0
+        assert row["peer"].startswith("PyTorch") and row["peer_compiled_median_s"] > 0
+        assert set(bench_device.RATES) <= row.keys()
 
 
 def test_the_peer_learns_and_averages():
