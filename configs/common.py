@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     c.data.batch_size = 8  # patches per step, over all devices
     c.data.allow_padding = True  # images smaller than the patch are padded by reflection; False: refused
     c.data.symmetries = True  # random flips and quarter turns in the plane
-    c.data.device_limit_gib = 4.0  # a larger training set stays on disk and is read by background threads
+    c.data.device_limit_gib = 4.0  # a larger training set stays on disk; with labels, or for a GAN, it is refused
 
     c.model = ConfigDict()
     c.model.features = 16  # channels of the first level; 16 is the published width
@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
     c.gan.loss = "logistic"  # adversarial: logistic (the paper's) | least_squares | hinge
     c.gan.identity = 1.0  # weight of the identity loss: real images in the masks' place are to stay as they are
     c.gan.critic_features = 64  # channels of the critic's first level; 64 is the published width
-    c.gan.r1 = 0.0  # weight of the penalty on the critic's gradient at real images; 0: none
+    c.gan.r1 = 0.0  # weight of the penalty on the critic's gradient, which grows with the patch; 0: none
     c.gan.r1_every = 16  # steps from one penalty to the next
     # Augmentation of what the critic sees (data/ada.py), the more often the surer it is of real images:
     c.gan.ada_target = 0.6  # mean sign of its logits of real images that is aimed at

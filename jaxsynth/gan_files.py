@@ -20,29 +20,32 @@ def labelled(
     files: Iterable[Path],
     alpha_vox: float | None = None,
     beta_vox: float | None = None,
-    background_label: int = 0,
+    background_label: int | None = None,
 ) -> list[ImageJob]:
     """Jobs of label images.
 
     Args:
       alpha_vox, beta_vox: scales of the position map (paper 003, eq. 1), voxels along x; None: as in training.
-      background_label: what is 0 in the labels that are written.
+      background_label: what is 0 in the labels that are written; None: the training's.
 
     Raises:
       InputError: two files of one name, or one of another rank than the model.
     """
 
+    own = model.config.gan
+    ground = own.background_label if background_label is None else background_label
+
     def draw(file, device=None):
-        labels = volumes.read_labels(file)
-        labels = np.where(labels == background_label, 0, labels).astype(np.int32)
-        spacing_um = volumes.spacing_um(file) or model.metadata["spacing_um"]
+        labels = volumes.read_labels(file, dataset=own.dataset)
+        labels = np.where(labels == ground, 0, labels).astype(np.int32)
+        spacing_um = volumes.spacing_um(file, dataset=own.dataset) or model.metadata["spacing_um"]
         made = Specimen(jnp.asarray(labels), jnp.zeros(1), *(0,) * 4)
         with jax.default_device(device):
             return labels, np.asarray(_maps(made, *_settings(model, spacing_um, alpha_vox, beta_vox))), spacing_um
 
     jobs = []
     for name, file in volumes.by_name(files, "--labels").items():
-        shape = volumes.read_labels(file).shape
+        shape = volumes.read_labels(file, dataset=own.dataset).shape
         if len(shape) != model.ndim:
             raise InputError(f"{file}: expected {model.ndim}D labels, as the model's images are; got {len(shape)}D")
         jobs.append(ImageJob(name, shape, functools.partial(draw, file)))
@@ -83,7 +86,7 @@ def _settings(model: trained.Trained, spacing_um, alpha_vox: float | None, beta_
 
 
 def _wanted(kind: str, alpha_um: float, beta_um: float) -> specimens.Wanted:
-    maps = ("boundary", "position") if kind == "boundary" else ("position",)
+    maps = ("walls", "position") if kind == "boundary" else ("position",)
     return specimens.Wanted(maps=maps, alpha_um=alpha_um, beta_um=beta_um)
 
 
@@ -94,5 +97,5 @@ def _maps(made: Specimen, kind: str, spacing_um, alpha_um: float, beta_um: float
 
 def _stacked(labels: jax.Array, maps: dict, kind: str) -> jax.Array:
     """float32 [*S, 2]: the mask of this kind, and the position map."""
-    mask = maps["boundary"] if kind == "boundary" else labels > 0
+    mask = maps["walls"] if kind == "boundary" else labels > 0
     return jnp.stack([mask.astype(jnp.float32), maps["position"]], axis=-1)

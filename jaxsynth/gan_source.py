@@ -16,6 +16,7 @@ from jaxsynth.data import intensity as intensities
 from jaxsynth.data import pairs, stream, survey, unpaired, volumes
 from jaxsynth.errors import InputError
 from jaxsynth.sim import tissues
+from jaxsynth.tasks import gan
 from jaxsynth.train_source import VAL_PATCHES, Placing, Source
 
 PARTS = ("image", "image_position", "mask", "position")
@@ -56,6 +57,9 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
     for name in ("alpha_vox", "beta_vox"):
         if not 0 < own[name] < math.inf:
             raise InputError(f"gan.{name}: expected a positive number of voxels, got {own[name]}")
+    gan.build(config)  # says what makes no sense before minutes of reading
+    if own.labels and (own.shape or own.spacing_um):
+        raise InputError("gan.shape and gan.spacing_um are those of specimens: they go with gan.recipe, not gan.labels")
     if bool(own.labels) == bool(own.recipe):
         raise InputError("expected either label images, gan.labels, or a recipe, gan.recipe, to make masks of")
     train_set, val_set = train_start.open_images(config)
@@ -68,13 +72,15 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
         masks = _from_files(config, train_set.spacing_um)
     real = _images(config, train_set, scale, of_train)
     held_out = _images(config, val_set, scale, of_val) if val_set else real
-    num_bytes = real.num_bytes + masks.num_bytes
-    if num_bytes > data.device_limit_gib * 2**30 or max(real.num_voxels, masks.num_voxels) > stream.INT32_LIMIT:
+    parts = (real, held_out, masks) if val_set else (real, masks)
+    num_bytes = sum(part.num_bytes for part in parts)
+    if num_bytes > data.device_limit_gib * 2**30 or max(part.num_voxels for part in parts) > stream.INT32_LIMIT:
         raise InputError(
             f"{data.path}: {num_bytes / 2**30:.1f} GiB of images, masks and distances are more than "
             f"data.device_limit_gib={data.device_limit_gib} (or 2^31 voxels); raise it, or train on fewer files"
         )
     patch, batch_size = tuple(data.patch), data.batch_size
+    num_val = -(-VAL_PATCHES // batch_size)
     scales_vox = (own.alpha_vox, own.beta_vox)
 
     def begin(key, first, placing):
@@ -94,13 +100,17 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
 
         fixed_on = unpaired.place(held_out, placing.replicated) if val_set else on_device
         fixed = batches(keys.stream(key, "held out"), fixed_on, 0, False)
-        val_batches = list(itertools.islice(fixed, -(-VAL_PATCHES // batch_size)))
+        several = list(itertools.islice(fixed, num_val))
         fixed.close()
+        # As one batch: what is compared is how often grey values and frequencies are, over all patches.
+        join = jax.jit(lambda *parts: jnp.concatenate(parts), out_shardings=placing.split)
+        val_batches = [jax.tree.map(join, *several)]
         coming = batches(keys.stream(key, "patches"), on_device, first, data.symmetries)
         return coming, val_batches, lambda: train_source.metadata(train_set, scale, saved)
 
     return Source(
-        batch={name: jax.ShapeDtypeStruct((batch_size, *patch, 1), "float32") for name in PARTS},
+        batch=_batch(batch_size, patch),
+        held_out_batch=_batch(num_val * batch_size, patch),
         held_bytes=num_bytes,
         summary=f"{len(train_set.paths)} training and {len(val_set.paths) if val_set else 0} held-out images "
         f"({train_set.ndim}D, {train_set.dtype}), where they show the organism told by "
@@ -108,6 +118,10 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
         held_out=val_set is not None,
         begin=begin,
     )
+
+
+def _batch(size: int, patch: tuple[int, ...]) -> dict:
+    return {name: jax.ShapeDtypeStruct((size, *patch, 1), "float32") for name in PARTS}
 
 
 def _label_files(config, train_set, val_set) -> tuple[list | None, list | None]:
@@ -148,7 +162,7 @@ def _images(config, opened: volumes.VolumeSet, scale, files: list | None) -> unp
 
 
 def _from_files(config, image_spacing_um) -> Masks:
-    """Masks of label images; those that state no voxel size have that of the images."""
+    """Masks of label images; their voxel size is data.spacing_um, else their own, else that of the images."""
     own, data, patch = config.gan, config.data, tuple(config.data.patch)
     files = volumes.find_files(pairs.places(own.labels))
     values, distances, num_cells = [], [], 0
@@ -158,7 +172,8 @@ def _from_files(config, image_spacing_um) -> Masks:
             raise InputError(f"{file}: expected {len(patch)}D labels, as the images are; got {labels.ndim}D")
         if not data.allow_padding and any(np.less(labels.shape, patch)):
             raise InputError(f"{file}: labels {labels.shape} are smaller than the patch {patch} and padding is refused")
-        mask, far = unpaired.of_labels(labels, volumes.spacing_um(file) or image_spacing_um, own.mask)
+        spacing_um = tuple(data.spacing_um) or volumes.spacing_um(file, dataset=own.dataset) or image_spacing_um
+        mask, far = unpaired.of_labels(labels, spacing_um, own.mask)
         values.append(mask)
         distances.append(far)
         num_cells += len(np.unique(labels[labels > 0]))
@@ -205,22 +220,22 @@ def _from_recipe(config, train_set: volumes.VolumeSet, scale, saved: dict | None
                 at = stream.draw(keys.stream(key, "patch", step), np.asarray([plan.shape]), patch, batch_size)
 
                 def one(mask, position, start, symmetry):
-                    both = (mask.astype(jnp.float32).ravel(), position.ravel())
+                    both = (mask.ravel(), position.ravel())
                     shape = jnp.asarray(plan.shape, jnp.int32)
                     return unpaired.cut_one(both, jnp.int32(0), shape, start, symmetry, patch, symmetries)
 
                 cut = jax.vmap(one)(mask, position, at.start, at.symmetry)
-                return tuple(part[..., None] for part in cut)
+                return tuple(part[..., None].astype(jnp.float32) for part in cut)
 
             batch = jax.jit(batch, out_shardings=placing.split)
             number, step = divmod(first, own.reuse)
             simulated = stream.simulated(
                 found, key, shape=plan.shape, batch_size=batch_size, spacing_um=plan.drawn_at_um,
-                num_range=num_range if found.num_cells else None, maps=("boundary", "position"),
+                num_range=num_range if found.num_cells else None, maps=("walls", "position"),
                 scales_vox=(own.alpha_vox, own.beta_vox), first_step=number, split=rows,
             )  # fmt: skip
             for made in simulated:
-                mask = made.maps["boundary"] if own.mask == "boundary" else made.labels > 0
+                mask = made.maps["walls"] if own.mask == "boundary" else made.labels > 0
                 for again in range(step, own.reuse):
                     yield batch(mask, made.maps["position"], number * own.reuse + again)
                 number, step = number + 1, 0

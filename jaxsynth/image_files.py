@@ -230,9 +230,9 @@ def make(
             labels, verdict = faithful.judge(labels, intensities.denormalise(image, model.intensity))
 
         def write():
-            given = sketch if "sketches" in folders(model) else None
+            given, what = (sketch, "sketch") if "sketches" in folders(model) else (None, "maps")
             _write(out, job.name, labels, given, image, spacing, model.intensity, mapped=settings.scratch is not None)
-            told = {"sketch_sha256": _digest(sketch, "float32"), "labels_sha256": _digest(labels, "int32")}
+            told = {f"{what}_sha256": _digest(sketch, "float32"), "labels_sha256": _digest(labels, "int32")}
             told |= {"shape": job.shape, "tile": batch.tile, "spacing_um": spacing}
             return told | {"num_cells": _count_cells(labels)}
 

@@ -101,7 +101,7 @@ def make(args) -> None:
     settings = {"labels": str(args.labels), "images": args.images, "background_label": args.background_label,
                 "spacing_um": args.spacing_um, "levels": list(levels), "merge": args.merge or 0.0}  # fmt: skip
     settings |= {} if args.membranes is None else {"membranes": args.membranes}
-    settings |= {"alpha": alpha, "beta": beta} if "position" in maps else {}
+    settings |= {"alpha": alpha, "beta": beta, "organism": "closed"} if "position" in maps else {}
     outputs.make(args, settings, list(files), folders, make_one, what="label images and sketches", intensity=intensity)
 
 

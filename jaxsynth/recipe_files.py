@@ -47,7 +47,7 @@ def make(args) -> None:
     given = given._replace(brightness=brightness.table if brightness else None)
     psf, seen_through = read_psf(args, jobs[0].plan)
     settings |= told | seen_through
-    settings |= {"alpha": alpha, "beta": beta} if "position" in wanted.maps else {}
+    settings |= {"alpha": alpha, "beta": beta, "organism": "closed"} if "position" in wanted.maps else {}
     drawers = {job.plan: None for job in jobs}
     for plan in drawers:
         drawers[plan] = specimens.drawer(plan, wanted, psf=psf, model=model)

@@ -5,16 +5,15 @@ label images or simulated cells.
     python -m jaxsynth.sample --checkpoint runs/mine --sketches DIR/sketches --out runs/mine/dataset
     python -m jaxsynth.sample --checkpoint runs/gan --labels DIR --alpha 50 --out runs/gan/dataset
 
-OUT gets `images/`, `labels/` and `sketches/` with equal names, and `manifest.json` with all that is needed to make
-any file again. Beside the settings a file depends on the seed and its own name alone; finished files are skipped on a
-second run. With --faithful, images of nuclei are judged by their labels: cells that are not seen are dropped from the
-labels, after up to --attempts draws of the noise.
+OUT gets `images/`, `labels/` and, but for a GAN, `sketches/` with equal names, and `manifest.json` with all that is
+needed to make any file again. Beside the settings a file depends on the seed and its own name alone; finished files are
+skipped on a second run. With --faithful, images of nuclei are judged by their labels: cells that are not seen are
+dropped from the labels, after up to --attempts draws of the noise.
 """
 
 import argparse
-import dataclasses
-import functools
 import json
+import math
 from pathlib import Path
 
 from jaxsynth import cli
@@ -27,7 +26,7 @@ DEFAULTS = {"shapes": "exact", "faithful": None, "attempts": 0}  # of settings t
 # What is for one kind of model alone, and what it is where it was not given.
 ONLY_DIFFUSION = {"t_start": None, "sampler": None, "num_evaluations": None, "spacing": None, "eta": 0.0}
 ONLY_DIFFUSION |= {"variance": "fixed_large", "sigma": 1.0, "sketches": None, "scratch": None}
-ONLY_GAN = {"alpha": None, "beta": None, "background_label": 0}
+ONLY_GAN = {"alpha": None, "beta": None, "background_label": None}
 MANY_SHAPES = 8  # beyond it their number is worth a hint
 EVALUATIONS = 5  # samplers.DEFAULT_EVALUATIONS, for the help alone, which imports nothing heavy
 
@@ -87,8 +86,10 @@ def _parse() -> argparse.Namespace:
         "--alpha", type=float, help="GAN: scale of the position map within the organism, voxels along x: the less, the "
         "poorer the image at depth (default: the training's)",
     )  # fmt: skip
-    parser.add_argument("--beta", type=float, help="GAN: the same outside (default: the training's)")
-    parser.add_argument("--background_label", type=int, default=0, help="GAN: label of the background (default: 0)")
+    parser.add_argument(
+        "--beta", type=float, help="GAN: the same outside, whatever --alpha is (default: the training's)"
+    )
+    parser.add_argument("--background_label", type=int, help="GAN: label of the background (default: the training's)")
     parser.add_argument("--sigma", type=float, default=1.0, help="blur of the sketch, voxels (default: 1)")
     parser.add_argument(
         "--tile",
@@ -144,7 +145,7 @@ def sample(args: argparse.Namespace) -> None:
     Raises:
       InputError: unusable arguments or files; nothing has been written then.
     """
-    from jaxsynth import checkpoint, faithful, image_files, keys, trained
+    from jaxsynth import checkpoint, faithful, image_files, keys, sample_jobs, trained, trained_gan
 
     # The trained network, and how it is run.
     model = trained.open_trained(args.checkpoint, args.step, tasks=(*trained.DENOISERS, "gan"))
@@ -158,9 +159,11 @@ def sample(args: argparse.Namespace) -> None:
 
     # What is to be made.
     root = keys.root(args.seed)
-    find = _simulated if args.recipe else _given if args.sketches else _labelled
-    jobs, source = find(args, model, root)
+    jobs, source = sample_jobs.find(args, model, root)
     own = jobs[args.worker[0] - 1 :: args.worker[1]]
+    if plan is None:
+        for job in jobs:
+            trained_gan.check(model, making.shape(job))
     image_files.batches(model, own, making)  # says so where tile, overlap and batch do not go together
     if attempts:
         faithful.check(jobs[0].draw(None)[0])  # says so before anything is written
@@ -186,7 +189,8 @@ def sample(args: argparse.Namespace) -> None:
         return all((out / folder / f"{name}.tif").is_file() for folder in folders)
 
     def planned(name):
-        return {"keys": [["simulate", name], ["sample", name]] if args.recipe else [["sample", name]]}
+        noise = [] if plan is None else [["sample", name]]
+        return {"keys": [["simulate", name], *noise] if args.recipe else noise}
 
     def make(todo, done):
         def told(name, entry):
@@ -210,6 +214,11 @@ def _how(args, model) -> tuple:
     from jaxsynth import trained
 
     if model.config.task == "gan":
+        own = model.config.gan
+        usual = {"alpha": own.alpha_vox, "beta": own.beta_vox, "background_label": own.background_label}
+        for name, value in usual.items():
+            if getattr(args, name) is None:
+                setattr(args, name, value)
         return None, {"alpha": args.alpha, "beta": args.beta}
     t_start = min(T_START, model.t_max) if args.t_start is None else args.t_start
     options = {"spacing": args.spacing, "eta": args.eta, "variance": args.variance}
@@ -237,7 +246,7 @@ def _check(args, model) -> None:
     if not (args.recipe or args.sketches or (gan and args.labels)):
         raise InputError(f"nothing to start from: give --{'labels' if gan else 'sketches'} FOLDER or --recipe NAME")
     for name in ("alpha", "beta"):
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < math.inf:
             raise InputError(f"--{name}: expected more than 0 voxels; got {getattr(args, name)}")
     if gan and args.faithful == "redraw":
         raise InputError("--faithful redraw: a GAN makes the same image again; use --faithful drop")
@@ -264,59 +273,6 @@ def _check(args, model) -> None:
     for name, sizes, least in (("tile", args.tile, 8), ("overlap", args.overlap, 0)):
         if sizes is not None and (len(sizes) != ndim or min(sizes) < least):
             raise InputError(f"--{name}: expected {ndim} whole numbers of {least} or more; got {sizes}")
-
-
-def _given(args, model, root) -> tuple[list, dict]:
-    """Jobs from sketch files and the label images of the same names, and what tells of them in the manifest."""
-    from jaxsynth import image_files, sketch_files
-    from jaxsynth.data import volumes
-
-    mapped = args.scratch is not None
-    files = volumes.find_files(args.sketches)[: args.num]
-    folder = Path(args.labels) if args.labels else files[0].parent.parent / "labels"
-    sketch_files.check_scale(files[0].parent, model.metadata)
-    labelled = {file.stem: file for file in volumes.find_files(folder)} if folder.is_dir() else {}
-
-    def draw(sketch_file, label_file, device=None):
-        sketch = sketch_files.read(sketch_file, model.ndim, mapped=mapped)
-        labels = volumes.read_labels(label_file, mapped=mapped)
-        if labels.shape != sketch.shape:
-            raise InputError(f"{label_file}: labels {labels.shape} and sketch {sketch.shape} differ in shape")
-        return labels, sketch, volumes.spacing_um(sketch_file) or model.metadata["spacing_um"]
-
-    jobs = []
-    for file in files:
-        if file.stem not in labelled:
-            raise InputError(f"{folder} has no label image for {file.name}")
-        if jobs and jobs[-1].name == file.stem:
-            raise InputError(f"{args.sketches}: two sketches are named {file.stem}")
-        shape = draw(file, labelled[file.stem])[0].shape  # what is wrong is said before anything is written
-        own = functools.partial(draw, file, labelled[file.stem])
-        jobs.append(image_files.ImageJob(file.stem, shape, own, read=True))
-    return jobs, {"sketches": args.sketches, "labels": str(folder)}
-
-
-def _labelled(args, model, root) -> tuple[list, dict]:
-    """Jobs of a GAN from label images, and what tells of them in the manifest."""
-    from jaxsynth import gan_files
-    from jaxsynth.data import volumes
-
-    files = volumes.find_files(args.labels)[: args.num]
-    jobs = gan_files.labelled(model, files, args.alpha, args.beta, args.background_label)
-    return jobs, {"labels": args.labels, "background_label": args.background_label}
-
-
-def _simulated(args, model, root) -> tuple[list, dict]:
-    """Jobs that simulate their cells, and what tells of them in the manifest."""
-    from jaxsynth import gan_files, image_files, specimens
-
-    plan = specimens.plan(args.recipe, args.shape, args.spacing_um, args.cells, model.metadata)
-    names = [f"{args.recipe}_{i:04d}" for i in range(args.num or 10)]
-    if model.config.task == "gan":
-        jobs = gan_files.simulated(model, root, plan, names, args.alpha, args.beta)
-    else:
-        jobs = image_files.simulated(root, plan, model.intensity.levels, names)
-    return jobs, dataclasses.asdict(plan)
 
 
 if __name__ == "__main__":

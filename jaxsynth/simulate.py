@@ -73,7 +73,8 @@ def _parser() -> cli.Parser:
     add("--preview", action="store_true", help="also draw OUT/preview.png, a contact sheet of the first specimens")
     add("--maps", type=_names, metavar="NAME,...",
         help="also write boundary (uint8), distance (float32, micrometres, positive within cells), seeds (labels, the "
-             "deepest voxel of each cell) or position (float32, in relation to the organism's surface)")  # fmt: skip
+             "deepest voxel of each cell) or position (float32, in relation to the organism's surface, or to that "
+             "of its cells, gaps between them closed)")  # fmt: skip
     add("--alpha", type=float, help="scale of the position map within the organism, voxels along x; default 100")
     add("--beta", type=float, help="its scale outside; default: as --alpha")
     add("--merge", type=float, metavar="RATE",

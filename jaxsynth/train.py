@@ -109,14 +109,18 @@ def train(config, workdir: Path, profile: str | None = None) -> None:
         batch_like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), source.batch)
         pool = ThreadPoolExecutor(1, thread_name_prefix="compile")  # one after the other: the step is first
         stack.callback(pool.shutdown, cancel_futures=True)
-        given = (task, parts, key, like, batch_like)
+        held_out_like = batch_like
+        if source.held_out_batch is not None:
+            place = functools.partial(jax.ShapeDtypeStruct, sharding=split)
+            held_out_like = jax.tree.map(lambda x: place(x.shape, x.dtype), source.held_out_batch)
+        given, viewed = (task, parts, key, like, batch_like), (task, parts, key, like, held_out_like)
         if ddpm.recomputes(config) == "auto":
             limit_bytes = train_programs.MEMORY_SHARE * train_programs.memory_limit() - source.held_bytes
             compiling = pool.submit(train_programs.compile_fitting, *given, limit_bytes)
         else:
             compiling = pool.submit(train_programs.compile_step, *given)
-        validating = pool.submit(train_programs.compile_view, *given, "validate")
-        previewing = functools.cache(lambda: train_programs.compile_view(*given, "preview"))
+        validating = pool.submit(train_programs.compile_view, *viewed, "validate")
+        previewing = functools.cache(lambda: train_programs.compile_view(*viewed, "preview"))
         state = checkpoint.restore_latest(manager, like)
         if state is None:
             state = init.lower().compile()(keys.stream(key, "init"))

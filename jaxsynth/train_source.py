@@ -38,6 +38,7 @@ class Source:
       held_out: whether validation has images of its own.
       begin: (key, first step, Placing) -> (endless batches from that step on, batches to validate on, a function that
         gives what of the run's metadata the source knows). A generator, so that `close` ends its threads.
+      held_out_batch: the same of a batch to validate on, None where it is alike.
     """
 
     batch: Any
@@ -45,6 +46,7 @@ class Source:
     summary: str
     held_out: bool
     begin: Callable[[jax.Array, int, Placing], tuple[Iterator, list, Callable[[], dict]]]
+    held_out_batch: Any = None
 
 
 def open_source(config, saved: dict | None, inherited: dict | None = None) -> Source:

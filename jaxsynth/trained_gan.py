@@ -8,9 +8,17 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxsynth import devices
-from jaxsynth.data import tiles
+from jaxsynth.data import tile_grid, tiles
+from jaxsynth.errors import InputError
 from jaxsynth.tasks import gan
 from jaxsynth.trained import Trained, grid_for
+
+
+def check(trained: Trained, shape: tuple[int, ...]) -> None:
+    """Raises InputError for a volume that the device's memory does not hold with its maps and coarse levels."""
+    memory = tile_grid.memory_bytes(1 if trained.parts.net.norm == "instance" else trained.num_devices)
+    if not tile_grid.stays_on_device(shape, features=trained.parts.net.features, memory=memory):
+        raise InputError(f"{shape} voxels do not fit into the device's memory, as a GAN needs them to: cut them")
 
 
 def generator(

@@ -12,7 +12,8 @@ from jaxsynth import cli, devices, gan_source, keys
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import stream, volumes
 from jaxsynth.errors import InputError
-from jaxsynth.sim import extent, membranes
+from jaxsynth.records import Specimen
+from jaxsynth.sim import extent, views
 from jaxsynth.train_source import Placing
 
 CASES = {
@@ -102,7 +103,8 @@ def test_patches_are_what_the_files_hold(files, kind):
         relative = np.asarray(spacing) / spacing[-1]
         to_body = [ndimage.distance_transform_edt(part, sampling=relative) for part in (body, ~body)]
         position = np.where(body, np.tanh(to_body[0] / 7), np.tanh(-to_body[1] / 20))
-        mask = np.asarray(membranes.boundary(jnp.asarray(labels))) & (labels > 0) if kind == "boundary" else labels > 0
+        made = Specimen(jnp.asarray(labels), jnp.zeros(1), *(0,) * 4)
+        mask = np.asarray(views.walls(made, case["spacing"])) if kind == "boundary" else labels > 0
         return mask.astype(np.float32), position
 
     images = [intensities.normalise(volumes.read(file), scale) for file in sorted((folder / "images").iterdir())]

@@ -27,6 +27,7 @@ MAY = (
         "pipeline": BASE,
         "image_files": BASE
         | {"cli", "data", "diffusion", "faithful", "pipeline", "specimens", "trained", "trained_gan"},
+        "sample_jobs": BASE | {"data", "gan_files", "image_files", "sketch_files", "specimens"},
         "gan_files": BASE | {"data", "image_files", "specimens", "trained"},
         "trained_gan": BASE | {"data", "tasks", "trained"},
         "published_training": BASE | {"cli"},
@@ -81,7 +82,7 @@ MAY = (
         "train_programs": BASE | {"tasks"},
         "train_start": BASE | {"checkpoint", "data", "tasks", "train_programs"},
         "train_source": BASE | {"data", "train_start"},
-        "gan_source": BASE | {"data", "sim", "specimens", "train_source", "train_start"},
+        "gan_source": BASE | {"data", "sim", "specimens", "tasks", "train_source", "train_start"},
         "segment_source": BASE | {"data", "sim", "specimens", "tasks", "train_source", "train_start", "trained"},
         "segmenter": BASE | {"checkpoint", "data", "nn", "seg", "tasks", "trained"},
         "segment_pairs": BASE | {"data"},
@@ -122,7 +123,7 @@ FILES = {"data", "checkpoint", "log", "figures", "manifest", "cli"} | COMMANDS
 FILES |= {"tune_pairs", "tune_report", "tune_start", "tune_samplers", "samplers_report", "sketch_files"}
 FILES |= {"out_of_core", "trained", "image_files", "train_start"}
 FILES |= {"train_source", "segment_source", "segmenter", "segment_pairs", "segment_scores", "figures_segmentation"}
-FILES |= {"evaluation_report", "figures_profiles", "published_training", "gan_files", "bench_gan"}
+FILES |= {"evaluation_report", "figures_profiles", "published_training", "gan_files", "sample_jobs", "bench_gan"}
 FILES |= {"fidelity_report", "experiment_plan", "experiment_sets", "experiment_report"}
 FILES |= {"bench_device", "bench_peer", "bench_sim", "bench_sample", "bench_train", "bench_start", "bench_generate"}
 FILES |= {"compare_labels", "outputs", "centre_files", "recipe_files", "label_files", "timeseries"}  # parts of commands

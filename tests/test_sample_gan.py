@@ -3,6 +3,7 @@
 import json
 import sys
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,10 +45,10 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory):
-    """Two label images of one size, ids with gaps, 9 the background of one."""
+    """Two label images of one size, ids with gaps."""
     folder = tmp_path_factory.mktemp("labels")
-    for name, ground in (("a", 0), ("b", 0)):
-        image = np.full((40, 48), ground, np.uint16)
+    for name in ("a", "b"):
+        image = np.zeros((40, 48), np.uint16)
         image[4:20, 6:20], image[20:34, 6:20], image[8:24, 20:40] = 3, 7, 11 if name == "a" else 200
         volumes.write(folder / f"{name}.tif", image, spacing_um=(0.5, 0.5))
     return folder
@@ -68,7 +69,7 @@ def test_images_of_labels_are_the_generators(model, labels, tmp_path):
         own = volumes.read_labels(labels / f"{name}.tif")
         np.testing.assert_array_equal(volumes.read_labels(tmp_path / "out" / "labels" / f"{name}.tif"), own)
         made = Specimen(jnp.asarray(own, jnp.int32), jnp.zeros(1), *(0,) * 4)
-        mask, step = views.boundary(made, (0.5, 0.5)), (0.5, 0.5)
+        mask, step = views.walls(made, (0.5, 0.5)), (0.5, 0.5)
         position = membranes.position_map(views.organism(made, step), step, 50.0)  # 100 voxels of 0.5 um
         maps = jnp.stack([mask.astype(jnp.float32), position], -1)[None]
         expected = gan.generate(network.parts, network.params, maps[..., :1], maps[..., 1:])[0, ..., 0]
@@ -98,6 +99,15 @@ def test_background_of_another_label(model, labels, tmp_path):
     for name, image in sample(model, tmp_path / "usual", "--labels", labels).items():
         np.testing.assert_array_equal(other[name], image)
     assert volumes.read_labels(tmp_path / "out" / "labels" / "a.tif").min() == 0
+
+
+def test_labels_in_hdf5(model, labels, tmp_path):
+    """In the data set that the training names."""
+    (tmp_path / "h5").mkdir()
+    with h5py.File(tmp_path / "h5" / "a.h5", "w") as file:
+        file.create_dataset("data/instance", data=volumes.read_labels(labels / "a.tif"))
+    found = sample(model, tmp_path / "out", "--labels", tmp_path / "h5")
+    np.testing.assert_array_equal(found["a"], sample(model, tmp_path / "usual", "--labels", labels)["a"])
 
 
 def test_recipes_and_batches(model, tmp_path):

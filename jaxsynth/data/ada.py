@@ -58,10 +58,11 @@ def augment(key: jax.Array, image: jax.Array, probability: jax.Array, limits: Au
 
     # A change that is not made is made with parameters that change nothing: cheaper than choosing between two volumes.
     own, made = drawn("scale")
-    image = image * jnp.where(made, _uniform(own, limits.scale), 1.0)
+    image = image * jnp.where(made, _uniform(keys.stream(own, "factor"), limits.scale), 1.0)
     if limits.noise_std:
         own, made = drawn("noise")
-        image = image + jnp.where(made, limits.noise_std, 0.0) * jax.random.normal(own, image.shape)
+        noise = jax.random.normal(keys.stream(own, "values"), image.shape)
+        image = image + jnp.where(made, limits.noise_std, 0.0) * noise
     if limits.shuffle_vox:
         image = _shuffle(*drawn("shuffle"), image, limits.shuffle_vox)
     if limits.inpaint_vox:

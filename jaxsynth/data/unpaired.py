@@ -25,7 +25,7 @@ FARTHEST_VOX = 6e4  # float16 ends at 65504
 SMOOTH_VOX = 2.0  # voxels along x
 LEAST_PART = 0.1  # of the largest
 # name -> (specimen, spacing_um) -> bool [*S], what of the labels is shown to the generator
-MASKS: dict[str, Callable] = {"boundary": views.boundary, "cells": lambda made, spacing_um: made.labels > 0}
+MASKS: dict[str, Callable] = {"boundary": views.walls, "cells": lambda made, spacing_um: made.labels > 0}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def of_labels(labels: np.ndarray, spacing_um: Sequence[float] | None, kind: str)
     Args:
       labels: int32 [*S], 0 = background.
       spacing_um: micrometres per voxel; None where all axes are alike.
-      kind: one of MASKS: `boundary`, as `views.boundary` has it, or `cells`.
+      kind: one of MASKS: `boundary`, as `views.walls` has it, or `cells`.
     """
     labels, relative = jnp.asarray(labels), _relative(spacing_um, labels.ndim)
     return np.asarray(_mask(labels, relative, kind)), np.asarray(_distances(labels, relative))

@@ -14,7 +14,7 @@ def closed(labels: jax.Array, spacing_um: tuple[float, ...], walls: jax.Array | 
     """The voxels of the organism, bool [*S].
 
     The union of the cells is closed by a ball: what no such ball reaches from outside belongs to the organism, as does
-    what is enclosed. The ball has the diameter of a typical cell, so gaps of up to two cells' diameters are bridged
+    what is enclosed. Its radius is the diameter of a typical cell, so gaps of up to two cells' diameters are bridged
     between nuclei, while cells that touch keep their common surface but for its grooves. Beyond the volume's edge
     cells go on as they are on it.
 

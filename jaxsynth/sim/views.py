@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from jaxsynth import keys
 from jaxsynth.records import Specimen
-from jaxsynth.sim import extent, foregrounds, membranes, microscope
+from jaxsynth.sim import distance, extent, foregrounds, membranes, microscope
 from jaxsynth.sim import sketch as sketches
 from jaxsynth.sim.sketch import LEVELS
 
 ALPHA_VOX = 100.0  # scale of the position map where none is given (003)
+GAP_VOX = 4.0  # along x; gaps between cells of up to twice as much are walls
 FADE = 0.15  # light of the innermost membranes, relative to the outermost
 
 
@@ -85,6 +86,17 @@ def boundary(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
     return membranes.boundary(labels) & (labels > 0) if made.membrane is None else made.membrane
 
 
+def walls(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
+    """Membranes without hollows, bool [*S], what the GAN draws from: where a specimen has them these themselves, else
+    `boundary` with what lies between cells that do not quite touch, as in label images of interiors: voxels of the
+    organism up to GAP_VOX from a cell."""
+    if made.membrane is not None:
+        return made.membrane
+    labels = _nearest(made, spacing_um)
+    gap = distance.to_mask_um(labels > 0, spacing_um, (GAP_VOX + 1) * spacing_um[-1]) <= GAP_VOX * spacing_um[-1]
+    return boundary(made, spacing_um) | (gap & (labels == 0) & organism(made, spacing_um))
+
+
 def signed_distance(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
     """`membranes.signed_distance_um`: float32 [*S], micrometres, positive within cells."""
     labels = _nearest(made, spacing_um)
@@ -112,4 +124,4 @@ def position(
 
 
 # name -> (specimen, spacing_um) -> [*S]
-MAPS = {"boundary": boundary, "distance": signed_distance, "seeds": seeds, "position": position}
+MAPS = {"boundary": boundary, "walls": walls, "distance": signed_distance, "seeds": seeds, "position": position}

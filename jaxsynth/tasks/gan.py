@@ -22,6 +22,7 @@ from jaxsynth.records import TrainState
 from jaxsynth.tasks import ddpm
 
 SOURCE = "gan_source"  # where batches come from, see `train_source`
+LEAST_PATCH = 2**gan.CRITIC_HALVINGS  # voxels, of which the critic makes one
 # name -> (loss of the critic's logits for a real image, for a generated one; the generator's for its own)
 LOSSES = {
     "logistic": (lambda x: jax.nn.softplus(-x), jax.nn.softplus, lambda x: jax.nn.softplus(-x)),
@@ -77,6 +78,11 @@ def build(config: ConfigDict) -> Parts:
     if not (-1 <= own.ada_target <= 1 and 0 <= own.ada_start <= 1):
         raise InputError(
             f"expected gan.ada_target in -1..1 and gan.ada_start in 0..1, got {own.ada_target} and {own.ada_start}"
+        )
+    if config.model.norm == "instance" and 0 < max(config.data.patch, default=0) <= LEAST_PATCH:
+        raise InputError(
+            f"data.patch: the critic's instance norm needs more than {LEAST_PATCH} voxels along some axis, "
+            f"got {tuple(config.data.patch)}"
         )
     shared = {
         "norm": config.model.norm,
@@ -159,8 +165,9 @@ def step(parts: Parts, state: TrainState, batch: dict[str, jax.Array], key: jax.
       key: the run's key; the draws depend on it and on state.step.
 
     Returns:
-      The next state and scalars: `loss` and `grad_norm` of the generator, `loss_critic`, `adversarial` and `identity`
-      (the generator's two losses), `logit_real` and `logit_fake`, `ada_r` (paper 003, eq. 2) and `ada_probability`.
+      The next state and scalars: `loss` and `grad_norm` of the generator, `loss_critic` and `grad_norm_critic`,
+      `adversarial` and `identity` (the generator's two losses), `logit_real` and `logit_fake`, `ada_r` (paper 003,
+      eq. 2) and `ada_probability`.
     """
     key = keys.stream(key, "step", state.step)
     probability = state.opt_state["ada"].probability
@@ -172,13 +179,15 @@ def step(parts: Parts, state: TrainState, batch: dict[str, jax.Array], key: jax.
 
     grads, signs, scalars = ddpm.mean_of_micro_batches(micro, parts.accumulate, (batch, own_keys))
     if parts.r1:
-        grads["critic"] = _with_penalty(parts, state, grads["critic"], batch)
+        penalty = ddpm.mean_of_micro_batches(lambda batch: _penalty(parts, state, batch), parts.accumulate, (batch,))
+        grads["critic"] = jax.tree.map(jnp.add, grads["critic"], penalty)
     params, opt_state = {}, {}
     for name in ("generator", "critic"):
         updates, opt_state[name] = parts.optimiser.update(grads[name], state.opt_state[name], state.params[name])
         params[name] = optax.apply_updates(state.params[name], updates)
     seen = ada.observe(state.opt_state["ada"], signs)
-    scalars |= {"grad_norm": optax.tree.norm(grads["generator"]), "ada_r": seen.r, "ada_probability": probability}
+    scalars |= {"grad_norm": optax.tree.norm(grads["generator"]), "grad_norm_critic": optax.tree.norm(grads["critic"])}
+    scalars |= {"ada_r": seen.r, "ada_probability": probability}
     due = (state.step + 1) % parts.ada_every == 0
     later = ada.update(seen, target=parts.ada_target, step=parts.ada_step)
     opt_state["ada"] = jax.tree.map(lambda new, old: jnp.where(due, new, old), later, seen)
@@ -194,9 +203,11 @@ def _gradients(parts: Parts, state: TrainState, batch, own_keys, probability):
 
     def draw(params):
         # Of its masks, and of real images in their place, which it is to leave as they are.
-        x = jnp.concatenate([jnp.concatenate([mask, position], -1), jnp.concatenate([real, real_position], -1)])
-        made = parts.net.apply({"params": params}, x)
-        return made[:count], made[count:]
+        # In turns, so that every device has both of its own examples.
+        x = jnp.stack([jnp.concatenate([mask, position], -1), jnp.concatenate([real, real_position], -1)], axis=1)
+        made = parts.net.apply({"params": params}, x.reshape(2 * count, *x.shape[2:]))
+        made = made.reshape(count, 2, *made.shape[1:])
+        return made[:, 0], made[:, 1]
 
     def judge(params, images, position, name):
         own = jax.vmap(lambda key: keys.stream(key, name))(own_keys)
@@ -227,9 +238,9 @@ def _gradients(parts: Parts, state: TrainState, batch, own_keys, probability):
     return grads, jnp.sign(logits_real).mean(), scalars
 
 
-def _with_penalty(parts: Parts, state: TrainState, grads, batch):
-    """The critic's gradients with that of the R1 penalty (Mescheder et al. 2018), every r1_every steps for all of them:
-    half the squared gradient of an image's summed logits by the image, which is not augmented."""
+def _penalty(parts: Parts, state: TrainState, batch):
+    """The gradient of the R1 penalty (Mescheder et al. 2018), every r1_every steps for all of them, else zero: half the
+    squared gradient of an image's summed logits by the image, which is not augmented."""
     real, position = _as_seen(batch["image"]), batch["image_position"]
 
     def penalty(params):
@@ -240,8 +251,7 @@ def _with_penalty(parts: Parts, state: TrainState, grads, batch):
 
     due = state.step % parts.r1_every == 0
     params = state.params["critic"]
-    more = jax.lax.cond(due, jax.grad(penalty), lambda params: jax.tree.map(jnp.zeros_like, params), params)
-    return jax.tree.map(jnp.add, grads, more)
+    return jax.lax.cond(due, jax.grad(penalty), lambda params: jax.tree.map(jnp.zeros_like, params), params)
 
 
 def _as_seen(image: jax.Array) -> jax.Array:
@@ -250,16 +260,18 @@ def _as_seen(image: jax.Array) -> jax.Array:
 
 
 def validate(parts: Parts, state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> dict:
-    """How far images generated from a batch's masks are from its real ones, with averaged parameters.
+    """How far images generated from a batch's masks are, as a set, from its real ones, with averaged parameters.
 
     A GAN has no loss that falls as its images improve. What can be told of unpaired images is whether their grey
     values and their grain are as often.
 
     Returns:
-      Scalars `intensity`, the mean distance of equal quantiles of the grey values in [0, 1]; `spectrum_db`, the mean
-      distance of radial power spectra in decibel; and `loss`, intensity + spectrum_db / 100.
+      Scalars `intensity`, the mean distance of equal quantiles of the grey values in [0, 1]; `spectrum_db`, the root
+      mean square difference of their mean radial power spectra in decibel; and `loss`, intensity + spectrum_db / 100.
     """
-    fake = generate(parts, state.ema_params, batch["mask"], batch["position"])
+    fake = jax.lax.map(  # one by one: there may be more of them than of a step's
+        lambda one: generate(parts, state.ema_params, one[0][None], one[1][None])[0], (batch["mask"], batch["position"])
+    )
     real, fake = _as_seen(batch["image"])[..., 0], _as_seen(fake)[..., 0]
     intensity = jnp.abs(jnp.sort(real.ravel()) - jnp.sort(fake.ravel())).mean()
     spectrum = profiles.spectral_distance_db(*(jax.vmap(profiles.radial_spectrum)(x).mean(0) for x in (real, fake)))

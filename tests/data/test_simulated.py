@@ -143,7 +143,7 @@ def test_without_cells_there_is_background_alone():
         ({"recipe": "celegans"}, "shape: recipe celegans is 3D; got 2D"),
         (
             {"maps": ("image", "depth")},
-            "maps: recipe nuclei has boundary, distance, seeds, position, image; got 'depth'",
+            "maps: recipe nuclei has boundary, walls, distance, seeds, position, image; got 'depth'",
         ),
         ({"maps": ("membrane",)}, "maps: recipe nuclei has .* got 'membrane'"),
         ({"spacing_um": (0.5,)}, "spacing_um: expected 2 positive numbers"),

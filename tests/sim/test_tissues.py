@@ -102,6 +102,13 @@ def test_maps(name):
     np.testing.assert_allclose(-maps["distance"][labels == 0], depth[labels == 0], rtol=1e-4)
     shown = np.unique(labels[labels > 0])
     np.testing.assert_array_equal(np.sort(maps["seeds"][maps["seeds"] > 0]), shown)
+    # Labels alone, of interiors or of cells that touch, show the same walls, a voxel thicker at most.
+    alone = specimen.replace(membrane=None)
+    walls, rim = np.asarray(views.walls(alone, spacing)), np.asarray(views.boundary(alone, spacing))
+    if specimen.membrane is not None:
+        np.testing.assert_array_equal(maps["walls"], specimen.membrane)
+        assert walls[maps["walls"]].mean() > 0.9 and (walls & ~maps["walls"] & ~rim).sum() < 0.1 * walls.sum()
+    assert walls[rim].all()
     inside = maps["position"] > 0
     assert np.abs(maps["position"]).max() <= 1 and inside[labels > 0].mean() > 0.97 and not inside.all()
 

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxsynth import cli, keys
+from jaxsynth import cli, devices, keys, train_programs
 from jaxsynth.data import ada
 from jaxsynth.errors import InputError
 from jaxsynth.tasks import gan
@@ -85,6 +85,22 @@ def test_each_network_descends_its_own_loss():
     np.testing.assert_allclose((scalars["loss"], scalars["loss_critic"]), told, rtol=1e-5)
     for name, own in zip(("generator", "critic"), wanted, strict=True):
         close(jax.tree.map(jnp.subtract, state.params[name], after.params[name]), own[name])
+
+
+def test_micro_batches_on_two_devices_make_the_same_step():
+    """Each with the penalty and the augmentation of its own examples."""
+    batch, made = example((32, 32), 4), []
+    for accumulate, count in ((1, 1), (2, 2)):
+        words = {"optim.accumulate": accumulate, "gan.ada_start": 0.5, "gan.r1": 1.0}
+        parts = gan.build(make(**words))
+        mesh = devices.make_mesh(jax.devices()[:count])
+        everywhere, split = devices.replicated(mesh), devices.split_space(mesh, 2)
+        state = jax.device_put(gan.init(parts, ROOT, (4, 32, 32, 1)), everywhere)
+        placed = jax.device_put(batch, split)
+        step = train_programs.compile_step(gan, parts, ROOT, state, placed)
+        made.append(jax.device_get(step(state, placed, ROOT)[1]))
+    for name, value in made[0].items():
+        np.testing.assert_allclose(made[1][name], value, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def test_losses_are_those_of_their_names():
