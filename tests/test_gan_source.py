@@ -74,10 +74,9 @@ def take(config, count, first=0, saved=None, over=1):
     batches, val_batches, told = source.begin(KEY, first, placing(over))
     found = jax.device_get(list(itertools.islice(batches, count)))
     batches.close()
-    for batch in [*found, *val_batches]:
-        assert batch.keys() == source.batch.keys()
-        assert all(batch[name].shape == like.shape and batch[name].dtype == like.dtype
-                   for name, like in source.batch.items())  # fmt: skip
+    for batch, likes in [(batch, source.batch) for batch in found] + [(val_batches[0], source.held_out_batch)]:
+        assert batch.keys() == likes.keys() and len(val_batches) == 1
+        assert all(batch[name].shape == like.shape and batch[name].dtype == like.dtype for name, like in likes.items())
     return found, jax.device_get(val_batches), told(), source
 
 
@@ -132,7 +131,7 @@ def test_patches_are_what_the_files_hold(files, kind):
 def test_batches_depend_on_the_key_and_their_number_alone(files):
     config = configure(files, **{"data.val_fraction": 0.5})
     batches, val_batches, told, source = take(config, 3)
-    assert source.held_out and told["num_files"] == 1 and len(val_batches) == 4
+    assert source.held_out and told["num_files"] == 1
     again, val_again, _, _ = take(configure(files, **{"data.val_fraction": 0.5}), 2, first=1, saved=told)
     jax.tree.map(np.testing.assert_array_equal, batches[1:], again)
     jax.tree.map(np.testing.assert_array_equal, val_batches, val_again)
@@ -164,7 +163,7 @@ def test_specimens_instead_of_files(files):
            "gan.reuse": 2, "gan.mask": "cells", "data.batch_size": 2}  # fmt: skip
     config = configure(files, **own)
     batches, val_batches, _, source = take(config, 4)
-    assert "specimens of nuclei" in source.summary and len(val_batches) == 8
+    assert "specimens of nuclei" in source.summary
     masks = np.stack([batch["mask"] for batch in batches])
     assert set(np.unique(masks)) == {0, 1}
     for batch in batches:

@@ -88,13 +88,15 @@ def boundary(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
 
 def walls(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
     """Membranes without hollows, bool [*S], what the GAN draws from: where a specimen has them these themselves, else
-    `boundary` with what lies between cells that do not quite touch, as in label images of interiors: voxels of the
-    organism up to GAP_VOX from a cell."""
+    `boundary` with the gaps between cells that do not quite touch, as in label images of interiors: what closing the
+    cells by a ball of GAP_VOX adds."""
     if made.membrane is not None:
         return made.membrane
-    labels = _nearest(made, spacing_um)
-    gap = distance.to_mask_um(labels > 0, spacing_um, (GAP_VOX + 1) * spacing_um[-1]) <= GAP_VOX * spacing_um[-1]
-    return boundary(made, spacing_um) | (gap & (labels == 0) & organism(made, spacing_um))
+    reach, labels = GAP_VOX * spacing_um[-1], _nearest(made, spacing_um)
+    limit = reach + min(spacing_um)  # what is as far as this lies beyond reach
+    near = distance.to_mask_um(labels > 0, spacing_um, limit) <= reach
+    closed = distance.to_mask_um(~near, spacing_um, limit) > reach
+    return boundary(made, spacing_um) | (closed & (labels == 0))
 
 
 def signed_distance(made: Specimen, spacing_um: tuple[float, ...]) -> jax.Array:
