@@ -162,7 +162,7 @@ def test_specimens_instead_of_files(files):
     own = {"gan.labels": "", "gan.recipe": "nuclei", "gan.shape": (48, 48), "gan.spacing_um": (0.5, 0.5),
            "gan.reuse": 2, "gan.mask": "cells", "data.batch_size": 2}  # fmt: skip
     config = configure(files, **own)
-    batches, val_batches, _, source = take(config, 4)
+    batches, _, _, source = take(config, 4)
     assert "specimens of nuclei" in source.summary
     masks = np.stack([batch["mask"] for batch in batches])
     assert set(np.unique(masks)) == {0, 1}
