@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxsynth import cli, devices, keys, train_programs
+from jaxsynth import cli, devices, keys
 from jaxsynth.data import ada
 from jaxsynth.errors import InputError
 from jaxsynth.tasks import gan
@@ -36,11 +36,11 @@ def example(shape, count=2):
 
 def plain_losses(parts, params, batch, key, probability):
     """The two losses written down as in the paper, each evaluated for itself: (generator's, critic's)."""
-    own = [keys.stream(key, "example", row) for row in range(batch["image"].shape[0])]
+    own = jax.vmap(lambda row: keys.stream(key, "example", row))(jnp.arange(batch["image"].shape[0]))
 
     def judge(images, position, name):
-        changed = [ada.augment(keys.stream(k, name), x[..., 0], probability)[..., None] for k, x in zip(own, images)]  # noqa: B905
-        return parts.critic.apply({"params": params["critic"]}, jnp.concatenate([jnp.stack(changed), position], -1))
+        changed = jax.vmap(lambda k, x: ada.augment(keys.stream(k, name), x, probability))(own, images[..., 0])
+        return parts.critic.apply({"params": params["critic"]}, jnp.concatenate([changed[..., None], position], -1))
 
     def draw(first, position):
         return parts.net.apply({"params": params["generator"]}, jnp.concatenate([first, position], -1))
@@ -71,36 +71,50 @@ def close(found, wanted):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * largest), found, wanted)
 
 
-def test_each_network_descends_its_own_loss():
-    parts = gan.build(make(**{"gan.identity": 0.7, "gan.ada_start": 0.8}))
-    batch = example((32, 32))
-    parts, state = descending(parts, gan.init(parts, ROOT, (2, 32, 32, 1)))
+WORDS = {"gan.identity": 0.7, "gan.ada_start": 0.8, "model.norm": "none"}
+
+
+@pytest.fixture(scope="module")
+def stepped():
+    """(parts, state, batch, state and scalars after a step of plain gradient descent)"""
+    parts, batch = gan.build(make(**WORDS)), example((24, 24), 4)
+    parts, state = descending(parts, gan.init(parts, ROOT, (4, 24, 24, 1)))
+    return parts, state, batch, *jax.jit(lambda s, b: gan.step(parts, s, b, ROOT))(state, batch)
+
+
+def test_each_network_descends_its_own_loss(stepped):
+    parts, state, batch, after, scalars = stepped
     key = keys.stream(ROOT, "step", state.step)
 
-    def losses(params, batch):
-        return plain_losses(parts, params, batch, key, 0.8)
+    def losses(generator, critic, batch):
+        return plain_losses(parts, {"generator": generator, "critic": critic}, batch, key, 0.8)
 
-    told, wanted = jax.jit(lambda *given: (losses(*given), jax.jacrev(losses)(*given)))(state.params, batch)
-    after, scalars = jax.jit(lambda s, b: gan.step(parts, s, b, ROOT))(state, batch)
+    def expected(params, batch):
+        given = params["generator"], params["critic"], batch
+        of_generator = jax.grad(lambda *given: losses(*given)[0], argnums=0)
+        of_critic = jax.grad(lambda *given: losses(*given)[1], argnums=1)
+        return losses(*given), {"generator": of_generator(*given), "critic": of_critic(*given)}
+
+    told, wanted = jax.jit(expected)(state.params, batch)
     np.testing.assert_allclose((scalars["loss"], scalars["loss_critic"]), told, rtol=1e-5)
-    for name, own in zip(("generator", "critic"), wanted, strict=True):
-        close(jax.tree.map(jnp.subtract, state.params[name], after.params[name]), own[name])
+    for name, own in wanted.items():
+        close(jax.tree.map(jnp.subtract, state.params[name], after.params[name]), own)
 
 
-def test_micro_batches_on_two_devices_make_the_same_step():
-    """Each with the penalty and the augmentation of its own examples."""
-    batch, made = example((32, 32), 4), []
-    for accumulate, count in ((1, 1), (2, 2)):
-        words = {"optim.accumulate": accumulate, "gan.ada_start": 0.5, "gan.r1": 1.0, "model.norm": "none"}
-        parts = gan.build(make(**words))
-        mesh = devices.make_mesh(jax.devices()[:count])
-        everywhere, split = devices.replicated(mesh), devices.split_space(mesh, 2)
-        state = jax.jit(lambda key, p=parts: gan.init(p, key, (4, 32, 32, 1)), out_shardings=everywhere)(ROOT)
-        placed = jax.device_put(batch, split)
-        step = train_programs.compile_step(gan, parts, ROOT, state, placed)
-        made.append(jax.device_get(step(state, placed, ROOT)[1]))
-    for name, value in made[0].items():
-        np.testing.assert_allclose(made[1][name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+def test_micro_batches_on_two_devices_make_the_same_step(stepped):
+    """Each with the augmentation of its own examples."""
+    parts, state, batch, after, scalars = stepped
+    mesh = devices.make_mesh(jax.devices()[:2])
+    state = jax.device_put(state, devices.replicated(mesh))
+    batch = jax.device_put(batch, devices.split_space(mesh, 2))
+    step = jax.jit(lambda s, b: gan.step(dataclasses.replace(parts, accumulate=2), s, b, ROOT))
+    found, told = step(state, batch)
+    for name, value in scalars.items():
+        np.testing.assert_allclose(told[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+    moved, wanted = (
+        jax.tree.map(jnp.subtract, jax.device_get(x.params), jax.device_get(state.params)) for x in (found, after)
+    )
+    close(moved, wanted)
 
 
 def test_losses_are_those_of_their_names():
@@ -115,7 +129,7 @@ def test_losses_are_those_of_their_names():
 
 
 def test_the_penalty_is_the_critics_alone_and_comes_when_due():
-    batch, parts = example((32, 32)), gan.build(make(**{"gan.r1": 3.0, "gan.r1_every": 2}))
+    batch, parts = example((32, 32)), gan.build(make(**{"gan.r1": 3.0, "gan.r1_every": 2, "model.norm": "none"}))
     parts, state = descending(parts, gan.init(parts, ROOT, (2, 32, 32, 1)))
     plain = dataclasses.replace(parts, r1=0.0)
 
@@ -142,7 +156,7 @@ def test_the_penalty_is_the_critics_alone_and_comes_when_due():
 def test_augmentation_follows_the_critic():
     """A critic that is sure of the real images is told less of them, one that is not, more."""
     batch = example((32, 32))
-    parts = gan.build(make(**{"gan.ada_every": 2, "gan.ada_step": 0.25, "gan.ada_start": 0.5}))
+    parts = gan.build(make(**{"gan.ada_every": 2, "gan.ada_step": 0.25, "gan.ada_start": 0.5, "model.norm": "none"}))
     state = gan.init(parts, ROOT, (2, 32, 32, 1))
     step = jax.jit(lambda s, b: gan.step(parts, s, b, ROOT))
     for bias, later in ((50.0, [0.5, 0.75, 0.75, 1.0, 1.0]), (-50.0, [0.5, 0.25, 0.25, 0.0, 0.0])):
