@@ -6,10 +6,9 @@ Weights and images are random, which costs no other time than real ones.
 
 import math
 import statistics
-import time
 from pathlib import Path
 
-from jaxsynth import bench_device, bench_peer, cli
+from jaxsynth import bench_device, bench_peer, bench_train, cli
 
 CONFIG = Path(__file__).parent.parent / "configs" / "gan_nuclei.py"
 
@@ -39,40 +38,29 @@ def step(
     """
     import jax
 
-    from jaxsynth import keys, train_programs
+    from jaxsynth import keys
     from jaxsynth.tasks import gan
 
     module = bench_peer.load("gan") if peer else None
     parts, key = gan.build(read_config(features, critic_features)), keys.root(0)
-    state = jax.jit(lambda k: gan.init(parts, k, (batch, *shape, 1)))(key)
     images = jax.random.uniform(key, (4, batch, *shape, 1))
     images = dict(zip(("image", "image_position", "mask", "position"), images, strict=True))
-    began = time.perf_counter()
-    program = train_programs.compile_step(gan, parts, key, state, images)
-    row = {"shape": (batch, *shape), "compile_s": time.perf_counter() - began}
-
-    def ours():
-        nonlocal state
-        state, values = program(state, images, key)
-        jax.block_until_ready((state, values))
 
     def theirs(compiler):
         widths = {"features": features, "critic_features": critic_features}
         return bench_peer.gan_training(module, shape, batch=batch, **widths, compiler=compiler)
 
-    ours()
-    row["peak_bytes"] = bench_device.peak_bytes(program)
-    if peer:
-        spent, beside = bench_peer.beside(ours, theirs, "training step", rounds, compiler)
-        row |= beside
-    else:
-        (spent,) = bench_device.turns(rounds, (ours, 1))
-    row["median_s"] = statistics.median(spent)
-    row["steps_per_s"] = 1 / row["median_s"]
-    row |= bench_device.rates(operations(shape, batch, features, critic_features), program, row["median_s"])
-    with bench_device.traced(profile):
-        ours()
-    return row
+    flops = operations(shape, batch, features, critic_features)
+    options = {"rounds": rounds, "compiler": compiler, "profile": profile}
+    return bench_train.measured(
+        gan,
+        parts,
+        images,
+        (batch, *shape),
+        flops,
+        theirs if peer else None,
+        **options,
+    )
 
 
 def operations(shape: tuple[int, ...], batch: int, features: int, critic_features: int) -> float:

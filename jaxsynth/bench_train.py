@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from jaxsynth import bench_device, bench_peer, cli
@@ -51,38 +52,76 @@ def step(
     """
     import jax
 
-    from jaxsynth import keys, train_programs
+    from jaxsynth import keys
     from jaxsynth.tasks import ddpm
 
     module = bench_peer.load() if peer else None
     noise_channel = norm == "instance"
     config = read_config(features=features, norm=norm, noise_channel=noise_channel, bfloat16=bench_device.on_gpu())
     parts, key = ddpm.build(config), keys.root(0)
-    state = jax.jit(lambda k: ddpm.init(parts, k, (batch, *shape, 1)))(key)
     images = jax.random.uniform(key, (batch, *shape, 1), minval=-1.0)
-    began = time.perf_counter()
-    program = train_programs.compile_step(ddpm, parts, key, state, images)
-    row = {"shape": (batch, *shape), "compile_s": time.perf_counter() - began}
-
-    def ours():
-        nonlocal state
-        state, values = program(state, images, key)
-        jax.block_until_ready((state, values))
 
     def theirs(compiler):
         options = {"batch": batch, "features": features, "norm": norm, "noise_channel": noise_channel}
         return bench_peer.training(module, shape, parts.schedule, **options, compiler=compiler)
 
+    flops = operations(shape, batch, features, 1 + noise_channel)
+    options = {"rounds": rounds, "compiler": compiler, "profile": profile}
+    return measured(
+        ddpm,
+        parts,
+        images,
+        (batch, *shape),
+        flops,
+        theirs if peer else None,
+        **options,
+    )
+
+
+def measured(
+    task,
+    parts,
+    batch,
+    shape: tuple[int, ...],
+    flops: float,
+    theirs: Callable | None,
+    *,
+    rounds: int,
+    compiler: str,
+    profile: Path | None,
+) -> dict:
+    """The row of a step of any task, beside its peer.
+
+    Args:
+      batch: what the step takes, on the device. shape: the row's, (B, *patch).
+      flops: of the direct convolutions of a step.
+      theirs: a function of a compiler or None that gives the peer's step, see `bench_peer.beside`; None: no peer.
+    """
+    import jax
+
+    from jaxsynth import keys, train_programs
+
+    key = keys.root(0)
+    state = jax.jit(lambda k: task.init(parts, k, (*shape, 1)))(key)
+    began = time.perf_counter()
+    program = train_programs.compile_step(task, parts, key, state, batch)
+    row = {"shape": shape, "compile_s": time.perf_counter() - began}
+
+    def ours():
+        nonlocal state
+        state, values = program(state, batch, key)
+        jax.block_until_ready((state, values))
+
     ours()
     row["peak_bytes"] = bench_device.peak_bytes(program)  # not before: an accelerator tells what was, not what will be
-    if peer:
+    if theirs:
         spent, beside = bench_peer.beside(ours, theirs, "training step", rounds, compiler)
         row |= beside
     else:
         (spent,) = bench_device.turns(rounds, (ours, 1))
     row["median_s"] = statistics.median(spent)
     row["steps_per_s"] = 1 / row["median_s"]
-    row |= bench_device.rates(operations(shape, batch, features, 1 + noise_channel), program, row["median_s"])
+    row |= bench_device.rates(flops, program, row["median_s"])
     with bench_device.traced(profile):
         ours()
     return row

@@ -31,7 +31,7 @@ MAY = (
         "gan_files": BASE | {"data", "image_files", "specimens", "trained"},
         "trained_gan": BASE | {"data", "tasks", "trained"},
         "published_training": BASE | {"cli"},
-        "bench_gan": BASE | {"bench_device", "bench_peer", "cli", "nn", "tasks", "train_programs"},
+        "bench_gan": BASE | {"bench_device", "bench_peer", "bench_train", "cli", "nn", "tasks"},
         "specimens": BASE | {"sim"},
         "out_of_core": BASE | {"data", "diffusion"},
         "trained": BASE | {"checkpoint", "data", "diffusion", "out_of_core", "sim", "tasks"},
