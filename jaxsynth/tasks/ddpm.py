@@ -103,6 +103,18 @@ def optimiser_of(config: ConfigDict) -> optax.GradientTransformation:
     )
 
 
+def network_options(config: ConfigDict) -> dict:
+    """What the networks of other tasks take alike: their norm, type of computation and form of convolutions.
+
+    Devices that share a patch need convolutions of the plain form, which the compiler splits along y.
+    """
+    return {
+        "norm": config.model.norm,
+        "dtype": jnp.bfloat16 if config.model.bfloat16 else jnp.float32,
+        "direct": config.get("parallel", {}).get("space", 1) > 1,
+    }
+
+
 def recomputes(config: ConfigDict) -> str:
     """config.model.remat as auto, always or never; checkpoints of earlier versions have False and True.
 

@@ -45,13 +45,8 @@ def build(config: ConfigDict) -> Parts:
     """
     if config.seg.target not in TARGETS:
         raise InputError(f"unknown seg.target {config.seg.target!r}: expected one of {', '.join(TARGETS)}")
-    net = flownet.FlowNet(
-        features=config.model.features,
-        norm=config.model.norm,
-        dtype=jnp.bfloat16 if config.model.bfloat16 else jnp.float32,
-        remat=ddpm.recomputes(config) == "always",
-        direct=config.parallel.space > 1,
-    )
+    remat = ddpm.recomputes(config) == "always"
+    net = flownet.FlowNet(features=config.model.features, remat=remat, **ddpm.network_options(config))
     return Parts(
         net=net,
         target=config.seg.target,

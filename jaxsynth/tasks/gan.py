@@ -84,11 +84,7 @@ def build(config: ConfigDict) -> Parts:
             f"data.patch: the critic's instance norm needs more than {LEAST_PATCH} voxels along some axis, "
             f"got {tuple(config.data.patch)}"
         )
-    shared = {
-        "norm": config.model.norm,
-        "dtype": jnp.bfloat16 if config.model.bfloat16 else jnp.float32,
-        "direct": config.get("parallel", {}).get("space", 1) > 1,
-    }
+    shared = ddpm.network_options(config)
     return Parts(
         net=gan.Generator(features=config.model.features, remat=ddpm.recomputes(config) == "always", **shared),
         critic=gan.Critic(features=own.critic_features, **shared),
