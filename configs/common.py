@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()
     c.model.features = 16  # channels of the first level; 16 is the published width
     c.model.norm = "group"  # group (free of tile statistics) | instance (the published) | none
-    c.model.noise_channel = False  # a second input channel of fixed noise, which published checkpoints need
+    c.model.noise_channel = False  # one more input channel, of noise: published denoisers have it, published GANs not
     c.model.bfloat16 = False  # compute in bfloat16; parameters and norms stay float32
     # Recompute activations on the way back, for less memory and a third more work:
     c.model.remat = "auto"  # auto (where they do not fit the device) | always | never

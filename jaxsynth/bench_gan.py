@@ -106,10 +106,8 @@ def generation(
     module = bench_peer.load("gan") if peer else None
     parts, key = gan.build(read_config(features, 4)), keys.root(0)
     params = jax.jit(lambda k: gan.init(parts, k, (1, *(32,) * len(shape), 1)).ema_params)(key)
-    inputs = params, *jax.random.uniform(key, (2, 1, *shape, 1))
-    program, compile_s = bench_device.compiled(
-        lambda p, mask, position: gan.generate(parts, p, mask, position), *inputs
-    )
+    inputs = params, key[None], jax.random.uniform(key, (1, *shape, 2))
+    program, compile_s = bench_device.compiled(lambda *given: gan.generate(parts, *given), *inputs)
     row = {"shape": shape, "compile_s": compile_s}
 
     def ours():

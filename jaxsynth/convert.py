@@ -156,7 +156,9 @@ def write_torch(args: argparse.Namespace) -> None:
     compared = [("norm", model.config.model.norm, ("instance", "none"))]
     if task == "flowseg":
         compared.append(("target", model.parts.target, ("centroid",)))
-    elif task != "gan":
+    elif task == "gan":
+        compared.append(("noise_channel", str(model.parts.noise_channel), ("False",)))
+    else:
         compared.append(("prediction", model.parts.prediction, ("noise",)))
         compared.append(("normalization", model.intensity.method, ("minmax_shifted",)))
     for what, here, there in compared:

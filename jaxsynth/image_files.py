@@ -150,7 +150,7 @@ def generators(model: trained.Trained, settings: Settings) -> tuple[Callable, Ca
     options = {name: getattr(settings, name) for name in ("tile", "overlap", "tile_batch")}
     if model.config.task == "gan":
         one, many = trained_gan.generator(model, **options), trained_gan.batch_generator(model)
-        return lambda key, x0, plan, **_: one(x0), lambda key, x0, plan, **_: many(x0)
+        return lambda key, x0, plan, **_: one(key, x0), lambda key, x0, plan, **_: many(key, x0)
     return trained.generator(model, **options, scratch=settings.scratch), trained.batch_generator(model)
 
 

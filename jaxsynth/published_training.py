@@ -81,6 +81,8 @@ def _from_file(source: Path, content: dict, network) -> dict:
     config["optim"] |= {"name": "radam", "learning_rate": 1e-3, "weight_decay": 0.0, "warmup_steps": 0}
     if network.task == "flowseg":
         config["seg"] |= {"target": "centroid", "scale": (1.0,) * network.rank, "diameter_vox": 0.0}
-    elif network.critic_features:
+        return config
+    config["model"]["noise_channel"] = network.in_channels == 3  # only files written here have it
+    if network.critic_features:
         config["gan"]["critic_features"] = network.critic_features
     return config

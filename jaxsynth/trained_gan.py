@@ -34,8 +34,8 @@ def generator(
       tile_batch: tiles evaluated at once; default: one per device.
 
     Returns:
-      make(maps: float32 [*S, 2], mask in {0, 1} and position map) -> float32 [*S] in [-1, 1], on the host. Compiled
-      once per shape.
+      make(key, maps: float32 [*S, 2], mask in {0, 1} and position map) -> float32 [*S] in [-1, 1], on the host.
+      Compiled once per shape.
     """
     mesh, at_once = trained.mesh, trained.num_devices
 
@@ -43,28 +43,28 @@ def generator(
         # Without it every device would evaluate every tile.
         return jax.lax.with_sharding_constraint(batch, devices.split(mesh))
 
-    def run(params, maps):
+    def run(params, key, maps):
         grid = grid_for(trained, maps.shape[:-1], tile, overlap)
         wanted = min(tile_batch or at_once, grid.num_tiles)
         stages = gan.stages(trained.parts, params)
         whole = tiles.tiled(stages, grid, -(-wanted // at_once) * at_once, constrain)
-        return whole(maps, jnp.zeros((), jnp.int32), None)[..., 0]
+        return whole(gan.add_noise(trained.parts, key[None], maps[None])[0], jnp.zeros((), jnp.int32), None)[..., 0]
 
     run = jax.jit(run, out_shardings=devices.replicated(mesh))
-    return lambda maps: np.asarray(run(trained.params, jnp.asarray(maps, jnp.float32)))
+    return lambda key, maps: np.asarray(run(trained.params, key, jnp.asarray(maps, jnp.float32)))
 
 
-def batch_generator(trained: Trained) -> Callable[[jax.Array], jax.Array]:
+def batch_generator(trained: Trained) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """A function that turns a batch of masks of one shape into images, every device its own share of them.
 
     Returns:
-      make_many(maps: float32 [B, *S, 2], B a multiple of the devices) -> float32 [B, *S], on the devices, the leading
-      axis split over them; not waited for. Every image is that of `generator` in one tile, to rounding.
+      make_many(keys [B], maps: float32 [B, *S, 2], B a multiple of the devices) -> float32 [B, *S], on the devices,
+      the leading axis split over them; not waited for. Every image is that of `generator` in one tile, to rounding.
     """
     split = PartitionSpec("data")
 
-    def run(params, maps):
-        return gan.generate(trained.parts, params, maps[..., :1], maps[..., 1:])[..., 0]
+    def run(params, own_keys, maps):
+        return gan.generate(trained.parts, params, own_keys, maps)[..., 0]
 
-    run = jax.jit(jax.shard_map(run, mesh=trained.mesh, in_specs=(PartitionSpec(), split), out_specs=split))
-    return lambda maps: run(trained.params, maps)
+    run = jax.jit(jax.shard_map(run, mesh=trained.mesh, in_specs=(PartitionSpec(), split, split), out_specs=split))
+    return lambda own_keys, maps: run(trained.params, own_keys, maps)

@@ -32,11 +32,11 @@ def flow_state_of(rank=2, norm="instance", features=2, **options):
     return _drawn(net, np.zeros((1, *(8,) * rank, 1), np.float32))
 
 
-def gan_state_of(rank=2, norm="instance", features=2, critic_features=1, out_channels=1):
+def gan_state_of(rank=2, norm="instance", features=2, critic_features=1, out_channels=1, noise=False):
     """The same of the GAN, whose two networks have prefixes of their own."""
     image = np.zeros((1, *(32,) * rank, 2), np.float32)
     generator = Generator(features=features, norm=norm, out_channels=out_channels)
-    params = {"generator": _params(generator, image)}
+    params = {"generator": _params(generator, np.zeros((*image.shape[:-1], 2 + noise), np.float32))}
     params |= {"critic": _params(Critic(features=critic_features, norm=norm), image)} if critic_features else {}
     return published.from_params(params)
 
@@ -145,7 +145,8 @@ def test_a_segmentation_network_there_and_back(tmp_path, monkeypatch, capsys, ra
 
 @pytest.mark.parametrize("rank, norm, mask, prefix", [(2, "group", None, "module."), (3, "instance", "cells", "")])
 def test_a_gan_there_and_back(tmp_path, monkeypatch, capsys, rank, norm, mask, prefix):
-    state = gan_state_of(rank, norm)
+    noise = rank == 2  # a channel that published ones do not have
+    state = gan_state_of(rank, norm, noise=noise)
     content = {"state_dict": {prefix + name: array for name, array in state.items()}, "global_step": 70}
     torch_files.write(tmp_path / "a.ckpt", content | {"hyper_parameters": {"out_activation": "sigmoid"}})
     run(monkeypatch, tmp_path / "a.ckpt", "--out", tmp_path / "run", *(("--mask", mask) if mask else ()))
@@ -154,11 +155,13 @@ def test_a_gan_there_and_back(tmp_path, monkeypatch, capsys, rank, norm, mask, p
     model = trained.open_trained(tmp_path / "run", tasks=("gan",))
     assert (model.folder.name, model.ndim, model.config.gan.mask) == ("70", rank, mask or "boundary")
     assert (model.parts.net.features, model.parts.net.norm, model.parts.critic.features) == (2, norm, 1)
+    assert model.parts.noise_channel == noise
     found = published.from_params({"generator": model.params})
     np.testing.assert_equal(found, {name: state[name] for name in found})
 
     run(monkeypatch, tmp_path / "run", "--out", tmp_path / "b.pt")
-    assert ("norm group" in capsys.readouterr().out) == (norm == "group")
+    said = capsys.readouterr().out
+    assert ("norm group" in said, "noise_channel True" in said) == (norm == "group", noise)
     back = torch_files.read(tmp_path / "b.pt")
     assert back["global_step"] == 70
     np.testing.assert_equal(back["state_dict"], state)
@@ -352,7 +355,7 @@ def zeros(*shape):
             "out_activation is 'sigmoid', expected 'tanh'",
         ),
         (state_of() | {convert.OURS: json.dumps({"config": {}})}, "damaged"),
-        (gan_state_of() | {"generator.c1.0.weight": zeros(1, 1, 3, 3)}, "1 input channels, expected 2"),
+        (gan_state_of() | {"generator.c1.0.weight": zeros(1, 1, 3, 3)}, "1 input channels, expected 2 or 3"),
         (
             gan_state_of() | {"discriminator.conv7.bias": zeros(1)},
             "not the published GAN: has an unexpected discriminator",

@@ -26,6 +26,7 @@ def untrained(folder, mask, norm="none"):
     config.data.patch = (32, 32)
     config.model.features = config.gan.critic_features = 4
     config.model.norm = norm
+    config.model.noise_channel = mask == "boundary"
     config.gan.mask = mask
     parts = gan.build(config)
     state = jax.jit(lambda key: gan.init(parts, key, (1, 32, 32, 1)))(keys.root(0))
@@ -71,8 +72,9 @@ def test_images_of_labels_are_the_generators(model, labels, tmp_path):
         made = Specimen(jnp.asarray(own, jnp.int32), jnp.zeros(1), *(0,) * 4)
         mask, step = views.walls(made, (0.5, 0.5)), (0.5, 0.5)
         position = membranes.position_map(views.organism(made, step), step, 50.0)  # 100 voxels of 0.5 um
+        own_key = keys.stream(keys.root(0), "sample", name)[None]
         maps = jnp.stack([mask.astype(jnp.float32), position], -1)[None]
-        expected = gan.generate(network.parts, network.params, maps[..., :1], maps[..., 1:])[0, ..., 0]
+        expected = gan.generate(network.parts, network.params, own_key, maps)[0, ..., 0]
         expected = intensities.denormalise(np.asarray(expected), network.intensity)
         assert image.dtype == np.uint8 and volumes.spacing_um(tmp_path / "out" / "images" / f"{name}.tif") == (0.5, 0.5)
         np.testing.assert_allclose(image.astype(int), expected.astype(int), atol=1)
@@ -122,12 +124,16 @@ def test_recipes_and_batches(model, tmp_path):
 def test_tiles_change_nothing(model):
     network = trained.open_trained(model, tasks=("gan",))
     maps = np.random.default_rng(0).uniform(size=(136, 120, 2)).astype(np.float32)
-    whole = trained_gan.generator(network)(maps)
+    key, other = jax.random.split(keys.root(0))
+    whole = trained_gan.generator(network)(key, maps)
     tiled = trained_gan.generator(network, tile=(72, 64), tile_batch=2)
     assert tile_grid.plan_tiles((136, 120), (72, 64)).num_tiles > 2
-    np.testing.assert_allclose(tiled(maps), whole, atol=1e-5)
-    batch = trained_gan.batch_generator(network)(jnp.asarray(np.stack([maps[:64, :64]] * 8)))
-    np.testing.assert_allclose(batch[3], trained_gan.generator(network)(maps[:64, :64]), atol=1e-5)
+    np.testing.assert_allclose(tiled(key, maps), whole, atol=1e-5)
+    assert np.abs(tiled(other, maps) - whole).max() > 1e-3  # by its noise
+    small = maps[:64, :64]
+    own_keys = jnp.stack([other] * 3 + [key] + [other] * 4)
+    batch = trained_gan.batch_generator(network)(own_keys, jnp.asarray(np.stack([small] * 8)))
+    np.testing.assert_allclose(batch[3], trained_gan.generator(network)(key, small), atol=1e-5)
     assert len(batch.sharding.device_set) == len(devices.make_mesh().devices.flat)
 
 

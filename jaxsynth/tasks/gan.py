@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxsynth import keys
 from jaxsynth.data import ada, tiles
+from jaxsynth.diffusion import samplers
 from jaxsynth.errors import InputError
 from jaxsynth.metrics import profiles
 from jaxsynth.nn import gan
@@ -37,6 +38,7 @@ class Parts:
 
     Attributes:
       net: the generator.
+      noise_channel: whether its input has a third channel, of noise, see `add_noise`.
       critic: the patch critic.
       loss: one of LOSSES.
       identity: weight of the identity loss.
@@ -48,6 +50,7 @@ class Parts:
     """
 
     net: gan.Generator
+    noise_channel: bool
     critic: gan.Critic
     loss: str
     identity: float
@@ -87,6 +90,7 @@ def build(config: ConfigDict) -> Parts:
     shared = ddpm.network_options(config)
     return Parts(
         net=gan.Generator(features=config.model.features, remat=ddpm.recomputes(config) == "always", **shared),
+        noise_channel=config.model.noise_channel,
         critic=gan.Critic(features=own.critic_features, **shared),
         loss=own.loss,
         identity=own.identity,
@@ -113,7 +117,7 @@ def init(parts: Parts, key: jax.Array, batch_shape: tuple[int, ...]) -> TrainSta
     """
     x = jnp.zeros((1, *batch_shape[1:-1], 2))
     params = {
-        "generator": parts.net.init(keys.stream(key, "params"), x)["params"],
+        "generator": parts.net.init(keys.stream(key, "params"), add_noise(parts, key[None], x))["params"],
         "critic": parts.critic.init(keys.stream(key, "critic"), x)["params"],
     }
     opt_state = {name: parts.optimiser.init(own) for name, own in params.items()}
@@ -125,19 +129,36 @@ def init(parts: Parts, key: jax.Array, batch_shape: tuple[int, ...]) -> TrainSta
     )
 
 
-def generate(parts: Parts, params, mask: jax.Array, position: jax.Array) -> jax.Array:
-    """Masks float32 [B, *S, 1] in {0, 1} and their position maps [B, *S, 1] -> images float32 [B, *S, 1] in [-1, 1].
+def add_noise(parts: Parts, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
+    """What the generator draws from: maps float32 [B, *S, 2] -> [B, *S, 2 or 3], with a channel of normal noise where
+    the configuration asks for one (`model.noise_channel`).
+
+    The published generator has none, and gives every voxel of equal surroundings the same grey value: the grain of a
+    camera can then only be imitated by a pattern that repeats itself.
+
+    Args:
+      own_keys: of the images, [B].
+    """
+    if not parts.noise_channel:
+        return maps
+    shape = (*maps.shape[1:-1], 1)
+    noise = jax.vmap(lambda key: samplers.rows_of_noise(keys.stream(key, "noise"), 0, shape))(own_keys)
+    return jnp.concatenate([maps, noise], axis=-1)
+
+
+def generate(parts: Parts, params, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
+    """Masks in {0, 1} and their position maps, float32 [B, *S, 2] -> images float32 [B, *S, 1] in [-1, 1].
 
     Args:
       params: of the generator.
+      own_keys: of the images, [B]; only a generator with a channel of noise has a use for them.
     """
-    x = jnp.concatenate([mask, position], axis=-1)
-    return 2 * parts.net.apply({"params": params}, x) - 1
+    return 2 * parts.net.apply({"params": params}, add_noise(parts, own_keys, maps)) - 1
 
 
 def stages(parts: Parts, params) -> tiles.Stages:
-    """The generator in three parts, for volumes in tiles: [B, *S, 2], mask and position map, -> [B, *S, 1], the image
-    in [-1, 1]."""
+    """The generator in three parts, for volumes in tiles: what `add_noise` returns -> [B, *S, 1], the image in
+    [-1, 1]."""
 
     def part(method):
         return lambda *arrays: parts.net.apply({"params": params}, *arrays, method=method)
@@ -201,7 +222,9 @@ def _gradients(parts: Parts, state: TrainState, batch, own_keys, probability):
         # Of its masks, and of real images in their place, which it is to leave as they are.
         # In turns, so that every device has both of its own examples.
         x = jnp.stack([jnp.concatenate([mask, position], -1), jnp.concatenate([real, real_position], -1)], axis=1)
-        made = parts.net.apply({"params": params}, x.reshape(2 * count, *x.shape[2:]))
+        both_keys = jax.vmap(lambda key: jnp.stack([keys.stream(key, "mask"), keys.stream(key, "image")]))(own_keys)
+        x = add_noise(parts, both_keys.reshape(2 * count), x.reshape(2 * count, *x.shape[2:]))
+        made = parts.net.apply({"params": params}, x)
         made = made.reshape(count, 2, *made.shape[1:])
         return made[:, 0], made[:, 1]
 
@@ -265,9 +288,10 @@ def validate(parts: Parts, state: TrainState, batch: dict[str, jax.Array], key: 
       Scalars `intensity`, the mean distance of equal quantiles of the grey values in [0, 1]; `spectrum_db`, the root
       mean square difference of their mean radial power spectra in decibel; and `loss`, intensity + spectrum_db / 100.
     """
-    fake = jax.lax.map(  # one by one: there may be more of them than of a step's
-        lambda one: generate(parts, state.ema_params, one[0][None], one[1][None])[0], (batch["mask"], batch["position"])
-    )
+    maps = jnp.concatenate([batch["mask"], batch["position"]], axis=-1)
+    own_keys = jax.vmap(lambda row: keys.stream(key, row))(jnp.arange(maps.shape[0]))
+    # One by one: there may be more of them than of a step's.
+    fake = jax.lax.map(lambda one: generate(parts, state.ema_params, one[0][None], one[1][None])[0], (own_keys, maps))
     real, fake = _as_seen(batch["image"])[..., 0], _as_seen(fake)[..., 0]
     intensity = jnp.abs(jnp.sort(real.ravel()) - jnp.sort(fake.ravel())).mean()
     spectrum = profiles.spectral_distance_db(*(jax.vmap(profiles.radial_spectrum)(x).mean(0) for x in (real, fake)))
@@ -281,6 +305,6 @@ def preview(parts: Parts, state: TrainState, batch: dict[str, jax.Array], key: j
       title -> float32 [*patch] in [-1, 1].
     """
     own = {name: array[:1] for name, array in batch.items()}
-    fake = generate(parts, state.ema_params, own["mask"], own["position"])
+    fake = generate(parts, state.ema_params, key[None], jnp.concatenate([own["mask"], own["position"]], axis=-1))
     shown = {"real": own["image"], "mask": 2 * own["mask"] - 1, "position": own["position"], "generated": fake}
     return {title: volume[0, ..., 0] for title, volume in shown.items()}

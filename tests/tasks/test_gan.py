@@ -172,7 +172,7 @@ def test_augmentation_follows_the_critic():
 
 def test_it_learns_an_example():
     words = {"optim.learning_rate": 4e-3, "optim.name": "adamw", "optim.ema_decay": 0.9}
-    parts = gan.build(make(**words | {"gan.r1": 0.1, "gan.r1_every": 1}))
+    parts = gan.build(make(**words | {"gan.r1": 0.1, "gan.r1_every": 1, "model.noise_channel": True}))
     batch = example((32, 32), 4)
     state = gan.init(parts, ROOT, (4, 32, 32, 1))
     step = jax.jit(lambda s, b: gan.step(parts, s, b, ROOT))
@@ -184,8 +184,10 @@ def test_it_learns_an_example():
     assert float(after["loss"]) < 0.65 * float(before["loss"])
     assert float(after["loss"]) == pytest.approx(float(after["intensity"] + after["spectrum_db"] / 100))
     assert float(scalars["identity"]) < 0.25
-    fake = gan.generate(parts, state.ema_params, batch["mask"], batch["position"])
-    in_parts, x = gan.stages(parts, state.ema_params), jnp.concatenate([batch["mask"], batch["position"]], -1)
+    own = jax.random.split(ROOT, 4), jnp.concatenate([batch["mask"], batch["position"]], -1)
+    fake, other = (gan.generate(parts, state.ema_params, *drawn) for drawn in (own, (own[0][::-1], own[1])))
+    assert float(jnp.abs(fake - other).mean()) > 0.01  # its grain is that of its noise
+    in_parts, x = gan.stages(parts, state.ema_params), gan.add_noise(parts, *own)
     joined = in_parts.grow(x, in_parts.deepen(in_parts.shrink(x, 0, None), 0), 0, None)
     np.testing.assert_allclose(joined, fake, atol=1e-5)
 
