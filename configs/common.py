@@ -88,6 +88,7 @@ def get_config() -> ConfigDict:
     c.gan.loss = "logistic"  # adversarial: logistic (the paper's) | least_squares | hinge
     c.gan.identity = 1.0  # weight of the identity loss: real images in the masks' place are to stay as they are
     c.gan.critic_features = 64  # channels of the critic's first level; 64 is the published width
+    c.gan.critic_norm = ""  # as model.norm, which is the generator's; "": the same
     c.gan.r1 = 0.0  # weight of the penalty on the critic's gradient, which grows with the patch; 0: none
     c.gan.r1_every = 16  # steps from one penalty to the next
     # Augmentation of what the critic sees (data/ada.py), the more often the surer it is of real images:

@@ -18,7 +18,12 @@ def get_config():
     config.data.batch_size = 1
     config.data.normalization = "percentile"  # the generator's output ends at 0 and 1
     config.gan.mask = "boundary"
-    config.model.norm = "instance"
+    # The published one has instance norm in both networks, no noise and RAdam: see docs/gan.md for what came of it.
+    config.model.norm = "group"
+    config.gan.critic_norm = "instance"
+    config.model.noise_channel = True
+    config.optim.name = "adamw"
+    config.optim.learning_rate = 5e-4
     config.optim.schedule = "constant"
     config.optim.clip_norm = 0.0
     config.train.num_steps = 50_000

@@ -74,8 +74,11 @@ def operations(shape: tuple[int, ...], batch: int, features: int, critic_feature
 
 
 def read_config(features: int, critic_features: int):
-    """configs/gan_nuclei.py at these widths, in bfloat16 where there is a GPU."""
+    """configs/gan_nuclei.py with the published networks at these widths, in bfloat16 where there is a GPU."""
     values = {
+        "model.norm": "instance",
+        "gan.critic_norm": "instance",
+        "model.noise_channel": False,
         "model.features": features,
         "gan.critic_features": critic_features,
         "model.bfloat16": bench_device.on_gpu(),

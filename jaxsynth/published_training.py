@@ -83,6 +83,7 @@ def _from_file(source: Path, content: dict, network) -> dict:
         config["seg"] |= {"target": "centroid", "scale": (1.0,) * network.rank, "diameter_vox": 0.0}
         return config
     config["model"]["noise_channel"] = network.in_channels == 3  # only files written here have it
+    config["gan"]["critic_norm"] = ""
     if network.critic_features:
         config["gan"]["critic_features"] = network.critic_features
     return config

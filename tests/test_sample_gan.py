@@ -25,7 +25,7 @@ def untrained(folder, mask, norm="none"):
     config = gan_nuclei.get_config()
     config.data.patch = (32, 32)
     config.model.features = config.gan.critic_features = 4
-    config.model.norm = norm
+    config.model.norm = config.gan.critic_norm = norm
     config.model.noise_channel = mask == "boundary"
     config.gan.mask = mask
     parts = gan.build(config)

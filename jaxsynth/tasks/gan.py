@@ -82,16 +82,17 @@ def build(config: ConfigDict) -> Parts:
         raise InputError(
             f"expected gan.ada_target in -1..1 and gan.ada_start in 0..1, got {own.ada_target} and {own.ada_start}"
         )
-    if config.model.norm == "instance" and 0 < max(config.data.patch, default=0) <= LEAST_PATCH:
+    shared = ddpm.network_options(config)
+    critic_norm = own.critic_norm or config.model.norm
+    if critic_norm == "instance" and 0 < max(config.data.patch, default=0) <= LEAST_PATCH:
         raise InputError(
             f"data.patch: the critic's instance norm needs more than {LEAST_PATCH} voxels along some axis, "
             f"got {tuple(config.data.patch)}"
         )
-    shared = ddpm.network_options(config)
     return Parts(
         net=gan.Generator(features=config.model.features, remat=ddpm.recomputes(config) == "always", **shared),
         noise_channel=config.model.noise_channel,
-        critic=gan.Critic(features=own.critic_features, **shared),
+        critic=gan.Critic(features=own.critic_features, **(shared | {"norm": critic_norm})),
         loss=own.loss,
         identity=own.identity,
         r1=own.r1,
