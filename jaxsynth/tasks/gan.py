@@ -23,6 +23,7 @@ from jaxsynth.records import TrainState
 from jaxsynth.tasks import ddpm
 
 SOURCE = "gan_source"  # where batches come from, see `train_source`
+NOISE_STD = 0.1  # of the channel of noise; of 1 it drowns masks and images of contrast 1, which are learned later then
 LEAST_PATCH = 2**gan.CRITIC_HALVINGS  # voxels, of which the critic makes one
 # name -> (loss of the critic's logits for a real image, for a generated one; the generator's for its own)
 LOSSES = {
@@ -144,7 +145,7 @@ def add_noise(parts: Parts, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
         return maps
     shape = (*maps.shape[1:-1], 1)
     noise = jax.vmap(lambda key: samplers.rows_of_noise(keys.stream(key, "noise"), 0, shape))(own_keys)
-    return jnp.concatenate([maps, noise], axis=-1)
+    return jnp.concatenate([maps, NOISE_STD * noise], axis=-1)
 
 
 def generate(parts: Parts, params, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
