@@ -288,16 +288,28 @@ def validate(parts: Parts, state: TrainState, batch: dict[str, jax.Array], key: 
 
     Returns:
       Scalars `intensity`, the mean distance of equal quantiles of the grey values in [0, 1]; `spectrum_db`, the root
-      mean square difference of their mean radial power spectra in decibel; and `loss`, intensity + spectrum_db / 100.
+      mean square difference of their mean radial power spectra in decibel; `loss`, intensity + spectrum_db / 100; and
+      `position`, the first of these distances for the position maps, of which the generator makes none: where it is
+      large, images and masks are of other places in the organism, and the critic may tell them apart by that alone.
     """
     maps = jnp.concatenate([batch["mask"], batch["position"]], axis=-1)
     own_keys = jax.vmap(lambda row: keys.stream(key, row))(jnp.arange(maps.shape[0]))
     # One by one: there may be more of them than of a step's.
     fake = jax.lax.map(lambda one: generate(parts, state.ema_params, one[0][None], one[1][None])[0], (own_keys, maps))
     real, fake = _as_seen(batch["image"])[..., 0], _as_seen(fake)[..., 0]
-    intensity = jnp.abs(jnp.sort(real.ravel()) - jnp.sort(fake.ravel())).mean()
+    intensity = _quantile_distance(real, fake)
+    position = _quantile_distance(batch["image_position"], batch["position"])
     spectrum = profiles.spectral_distance_db(*(jax.vmap(profiles.radial_spectrum)(x).mean(0) for x in (real, fake)))
-    return {"loss": intensity + spectrum / 100, "intensity": intensity, "spectrum_db": spectrum}
+    return {
+        "loss": intensity + spectrum / 100,
+        "intensity": intensity,
+        "spectrum_db": spectrum,
+        "position": position,
+    }
+
+
+def _quantile_distance(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.abs(jnp.sort(x.ravel()) - jnp.sort(y.ravel())).mean()
 
 
 def preview(parts: Parts, state: TrainState, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:

@@ -186,6 +186,8 @@ def test_it_learns_an_example():
     assert float(after["loss"]) < 0.65 * float(before["loss"])
     assert float(after["loss"]) == pytest.approx(float(after["intensity"] + after["spectrum_db"] / 100))
     assert float(scalars["identity"]) < 0.25
+    elsewhere = validate(state, batch | {"image_position": batch["position"] - 0.3})
+    assert float(elsewhere["position"]) == pytest.approx(0.3, rel=1e-4)
     own = jax.random.split(ROOT, 4), jnp.concatenate([batch["mask"], batch["position"]], -1)
     fake, other = (gan.generate(parts, state.ema_params, *drawn) for drawn in (own, (own[0][::-1], own[1])))
     assert float(jnp.abs(fake - other).mean()) > 0.01  # its grain is that of its noise
