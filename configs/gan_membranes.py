@@ -24,7 +24,7 @@ def get_config():
     config.gan.identity = 5.0  # in 3D, with 1, the generator learned nothing before the critic was sure
     config.model.noise_channel = True
     config.optim.name = "adamw"
-    config.optim.learning_rate = 1e-3
+    config.optim.learning_rate = 5e-4
     config.optim.schedule = "constant"
     config.optim.clip_norm = 0.0
     config.train.num_steps = 50_000
