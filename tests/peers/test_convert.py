@@ -124,10 +124,12 @@ def test_a_gan_computes_what_its_twins_compute_and_comes_back(tmp_path):
 
     model = trained.open_trained(tmp_path / "run", tasks=("gan",))
     rng = np.random.default_rng(0)
-    mask, position = (rng.random((2, 24, 40, 1)) > 0.5).astype(np.float32), rng.uniform(-1, 1, (2, 24, 40, 1))
+    mask, position = rng.random((2, 24, 40, 1)) > 0.5, rng.uniform(-1, 1, (2, 24, 40, 1))
+    maps = np.concatenate([mask, position], -1, dtype=np.float32)
     with jax.default_matmul_precision("highest"):
-        images = jax.jit(lambda *inputs: gan.generate(model.parts, *inputs))(model.params, mask, np.float32(position))
-    both = np.moveaxis(np.concatenate([mask, position], -1, dtype=np.float32), -1, 1)
+        draw = jax.jit(lambda *inputs: gan.generate(model.parts, *inputs))
+        images = draw(model.params, jax.random.split(jax.random.key(0), 2), maps)
+    both = np.moveaxis(maps, -1, 1)
     with torch.inference_mode():
         theirs = np.moveaxis(networks.generator(torch.from_numpy(both)).numpy(), 1, -1)
     assert np.std(images) > 0.01
