@@ -23,7 +23,7 @@ from jaxsynth.records import TrainState
 from jaxsynth.tasks import ddpm
 
 SOURCE = "gan_source"  # where batches come from, see `train_source`
-NOISE_STD = 0.1  # of the channel of noise; of 1 it drowns masks and images of contrast 1, which are learned later then
+NOISE_STD = 0.1  # of the channel of noise, beside masks and images of contrast 1
 LEAST_PATCH = 2**gan.CRITIC_HALVINGS  # voxels, of which the critic makes one
 # name -> (loss of the critic's logits for a real image, for a generated one; the generator's for its own)
 LOSSES = {
@@ -84,7 +84,7 @@ def build(config: ConfigDict) -> Parts:
             f"expected gan.ada_target in -1..1 and gan.ada_start in 0..1, got {own.ada_target} and {own.ada_start}"
         )
     shared = ddpm.network_options(config)
-    critic_norm = own.critic_norm or config.model.norm
+    critic_norm = own.get("critic_norm") or config.model.norm  # checkpoints of earlier versions have no key of its own
     if critic_norm == "instance" and 0 < max(config.data.patch, default=0) <= LEAST_PATCH:
         raise InputError(
             f"data.patch: the critic's instance norm needs more than {LEAST_PATCH} voxels along some axis, "
