@@ -87,9 +87,13 @@ def get_config() -> ConfigDict:
     c.gan.reuse = 8  # steps that a batch of specimens is used for, each time with other patches
     c.gan.loss = "logistic"  # adversarial: logistic (the paper's) | least_squares | hinge
     c.gan.identity = 1.0  # weight of the identity loss: real images in the masks' place are to stay as they are
+    c.gan.residual = False  # the generator changes its mask, instead of drawing anew; the published one draws
+    c.gan.levels = ()  # its masks' grey values in [0, 1], background and cells; (): those of the images
     c.gan.critic_features = 64  # channels of the critic's first level; 64 is the published width
     c.gan.critic_norm = ""  # as model.norm, which is the generator's; "": the same
-    c.gan.r1 = 0.0  # weight of the penalty on the critic's gradient, which grows with the patch; 0: none
+    c.gan.critic_gain = 1.0  # contrast of images as the critic sees them
+    c.gan.critic_rate = 1.0  # of the critic's learning rate to the generator's, which is optim.learning_rate
+    c.gan.r1 = 0.0  # weight of the penalty on the critic's gradient; 0: none
     c.gan.r1_every = 16  # steps from one penalty to the next
     # Augmentation of what the critic sees (data/ada.py), the more often the surer it is of real images:
     c.gan.ada_target = 0.6  # mean sign of its logits of real images that is aimed at
@@ -100,6 +104,8 @@ def get_config() -> ConfigDict:
     c.optim = ConfigDict()
     c.optim.name = "radam"  # radam (the papers') | adamw
     c.optim.learning_rate = 1e-3
+    c.optim.beta1 = 0.9  # how slowly the mean of gradients forgets; less for networks that play against each other
+    c.optim.beta2 = 0.999  # and the mean of their squares
     c.optim.schedule = "cosine"  # constant | cosine (to zero at num_steps)
     c.optim.warmup_steps = 0
     c.optim.weight_decay = 0.0  # adamw only

@@ -3,7 +3,7 @@
     python -m jaxsynth.train --config configs/gan_nuclei.py --workdir runs/gan_nuclei \\
         --config.data.path=FOLDER/images --config.gan.labels=FOLDER/masks --config.gan.image_labels=FOLDER/masks
 
-In 2D or 3D as the images are. Patches are those of small volumes; the paper's is (64, 128, 128).
+In 2D or 3D as the images are.
 """
 
 from configs import gan_membranes
@@ -12,6 +12,5 @@ from configs import gan_membranes
 def get_config():
     """See the module."""
     config = gan_membranes.get_config()
-    config.data.patch = ()
     config.gan.mask = "cells"
     return config

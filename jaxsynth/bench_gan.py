@@ -78,6 +78,9 @@ def read_config(features: int, critic_features: int):
     values = {
         "model.norm": "instance",
         "gan.critic_norm": "instance",
+        "gan.residual": False,
+        "gan.critic_gain": 1.0,
+        "gan.r1": 0.0,
         "model.noise_channel": False,
         "model.features": features,
         "gan.critic_features": critic_features,

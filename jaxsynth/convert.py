@@ -158,6 +158,7 @@ def write_torch(args: argparse.Namespace) -> None:
         compared.append(("target", model.parts.target, ("centroid",)))
     elif task == "gan":
         compared.append(("noise_channel", str(model.parts.noise_channel), ("False",)))
+        compared.append(("residual", str(model.parts.net.residual), ("False",)))
     else:
         compared.append(("prediction", model.parts.prediction, ("noise",)))
         compared.append(("normalization", model.intensity.method, ("minmax_shifted",)))

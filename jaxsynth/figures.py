@@ -17,6 +17,7 @@ DPI = 100
 INK, FAINT, RULE, PAPER = "#1b1f24", "#6a737d", "#d0d7de", "#ffffff"
 COLOURS = {"real": INK, "real, other half": "#8c959f", "synthetic": "#d1495b", "sketch": "#3a7ca5"}
 SPARE = ("#66a182", "#edae49", "#8d6a9f", "#d1495b", "#3a7ca5")
+ELSEWHERE = ", elsewhere"  # ends the title of what does not show the same place as the others
 GAP, MARGIN, CAPTION, LINE, TITLE = 10, 18, 22, 15, 30  # pixels
 
 
@@ -124,13 +125,17 @@ def _places(volumes: Mapping[str, np.ndarray], labels: Sequence[str]) -> dict:
 def preview(path: str | os.PathLike, volumes: Mapping[str, np.ndarray]) -> None:
     """A contact sheet of a training run: title -> array [*S] in about [-1, 1], its range written below.
 
-    "labels" are drawn in colours; the rest each in a contrast of its own, as a noised image would drown the others.
+    All show the plane or window where most cells of the first lie, but those whose title ends in ELSEWHERE, which are
+    of another place. Each has a contrast of its own, as a noised image would drown the others.
     """
     panels = []
+    here = None
     for title, volume in volumes.items():
         volume = np.asarray(volume)
-        labels = title == "labels"
-        shown = windowed(volume, focus(volume, labels), colours if labels else fit_tone([volume]))
+        where = focus(volume, False) if here is None or title.endswith(ELSEWHERE) else here
+        if not title.endswith(ELSEWHERE):
+            here = where
+        shown = windowed(volume, where, fit_tone([volume]))
         panels.append((shown, f"{volume.min():.3g} to {volume.max():.3g}"))
     sheet(path, [panels], list(volumes), "")
 

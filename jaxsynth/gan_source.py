@@ -39,7 +39,8 @@ class Masks:
 
 
 def open_source(config, saved: dict | None, inherited: dict | None = None) -> Source:
-    """Patches of real images and of masks, drawn independently of each other; fills in data.patch where it is open.
+    """Patches of real images and of masks, drawn independently of each other; fills in data.patch, and gan.levels for a
+    residual generator, where they are open.
 
     A batch is "image" in [-1, 1] with its "image_position", "mask" in {0, 1} with its "position" (paper 003, eq. 1):
     float32 [B, *patch, 1] each. Batch i depends on the key and i alone.
@@ -65,6 +66,9 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
     train_set, val_set = train_start.open_images(config)
     known = train_source.known_intensity(config, train_set, saved or inherited)
     scale = known or intensities.fit(lambda: volumes.each(train_set), data.normalization)
+    if own.residual and not own.levels:
+        background, *cells = ((level + 1) / 2 for level in scale.levels)
+        own.levels = (round(background, 4), round(sum(cells) / len(cells), 4))
     of_train, of_val = _label_files(config, train_set, val_set)
     if own.recipe:
         masks = _from_recipe(config, train_set, scale, saved)

@@ -54,6 +54,7 @@ def write_preview(workdir: Path, step: int, volumes: dict) -> Path:
 
     path = workdir / "previews" / f"{step:07d}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    titles = sorted(volumes, key=lambda title: (title != "real", title))  # jit returns a dict in order of its keys
+    # By name, as jit has ordered them, but what is real first.
+    titles = sorted(volumes, key=lambda title: (not title.startswith("real"), title))
     figures.preview(path, {title: np.asarray(volumes[title]) for title in titles})
     return path

@@ -78,12 +78,14 @@ def _from_file(source: Path, content: dict, network) -> dict:
     config = cli.read_config(str(file), []).to_dict()
     config["data"] |= {"normalization": "percentile", "patch": LARGER_PATCHES[network.rank], "batch_size": 1}
     config["model"] |= {"features": network.features, "norm": network.norm or told.get(norm, "instance")}
-    config["optim"] |= {"name": "radam", "learning_rate": 1e-3, "weight_decay": 0.0, "warmup_steps": 0}
+    betas = {"beta1": 0.9, "beta2": 0.999}
+    config["optim"] |= {"name": "radam", "learning_rate": 1e-3, "weight_decay": 0.0, "warmup_steps": 0} | betas
     if network.task == "flowseg":
         config["seg"] |= {"target": "centroid", "scale": (1.0,) * network.rank, "diameter_vox": 0.0}
         return config
     config["model"]["noise_channel"] = network.in_channels == 3  # only files written here have it
-    config["gan"]["critic_norm"] = ""
+    plain = {"critic_norm": "", "residual": False, "critic_gain": 1.0, "critic_rate": 1.0, "r1": 0.0, "identity": 1.0}
+    config["gan"] |= plain
     if network.critic_features:
         config["gan"]["critic_features"] = network.critic_features
     return config

@@ -48,7 +48,8 @@ def generator(
         wanted = min(tile_batch or at_once, grid.num_tiles)
         stages = gan.stages(trained.parts, params)
         whole = tiles.tiled(stages, grid, -(-wanted // at_once) * at_once, constrain)
-        return whole(gan.add_noise(trained.parts, key[None], maps[None])[0], jnp.zeros((), jnp.int32), None)[..., 0]
+        x = gan.generator_input(trained.parts, key[None], maps[None])[0]
+        return whole(x, jnp.zeros((), jnp.int32), None)[..., 0]
 
     run = jax.jit(run, out_shardings=devices.replicated(mesh))
     return lambda key, maps: np.asarray(run(trained.params, key, jnp.asarray(maps, jnp.float32)))

@@ -53,6 +53,22 @@ def test_smaller_pictures_average_brightness_and_pick_labels():
     assert {tuple(colour) for colour in picked.reshape(-1, 3)} == palette
 
 
+def test_a_preview_shows_one_place_and_says_what_is_elsewhere(monkeypatch, tmp_path):
+    """The plane with most of the first volume's cells; one that lies elsewhere is shown where its own cells are."""
+    asked = []
+
+    def windowed(volume, where, paint):
+        asked.append(where[0][0])
+        return panels.windowed(volume, where, paint)
+
+    monkeypatch.setattr(figures, "windowed", windowed)
+    volumes = {title: np.zeros((6, 20, 20), np.float32) for title in ("real, elsewhere", "mask", "synthetic")}
+    for plane, volume in zip((1, 3, 5), volumes.values(), strict=True):
+        volume[plane, 5:15, 5:15] = 1
+    figures.preview(tmp_path / "preview.png", volumes)
+    assert asked == [1, 3, 3] and (tmp_path / "preview.png").is_file()
+
+
 def test_the_plane_and_cut_are_those_with_most_cells():
     volume = np.zeros((9, 30, 40), np.int32)
     volume[6, 10:20, 5:35] = 1

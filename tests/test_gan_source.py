@@ -241,3 +241,18 @@ def test_real_nuclei(real_data, tmp_path):
     by_labels = np.stack([batch["image_position"] > 0 for batch in batches])
     both = (by_light & by_labels).sum() / (by_light | by_labels).sum()
     assert both > 0.8
+
+
+def test_a_residual_generators_masks_get_the_grey_values_of_the_images(files):
+    """Balls of 2000 on a background of 200; what is given stays, and other generators have none."""
+    config = configure(files, **{"gan.residual": True})
+    source = gan_source.open_source(config, None)
+    scale = intensities.Intensity.from_dict(source.begin(KEY, 0, placing())[2]()["intensity"])
+    dark, bright = (float(intensities.in_units(2 * level - 1, scale)) for level in config.gan.levels)
+    assert dark == pytest.approx(200, abs=20) and 500 < bright < 2200
+    config = configure(files, **{"gan.residual": True, "gan.levels": (0.1, 0.2)})
+    gan_source.open_source(config, None)
+    assert config.gan.levels == (0.1, 0.2)
+    config = configure(files)
+    gan_source.open_source(config, None)
+    assert config.gan.levels == ()

@@ -27,8 +27,8 @@ class FlowNet(LeakyUNet):
             setattr(self, f"u{level}", stage((channels, channels), self.norm, size=1, up=True))
             setattr(self, f"c{level + 4}", stage((channels // 2, channels // 2), self.norm))
 
-    def activation(self, x):
-        return jnp.tanh(x)
+    def activation(self, raw, x):
+        return jnp.tanh(raw)
 
 
 def _transposed(low: int, high: int) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from jaxsynth.nn import unet
 from jaxsynth.nn.blocks import Conv, LeakyUpStage, Norm, check_norm, leaky
 from jaxsynth.nn.leaky_unet import LeakyUNet
 
+STEEPNESS, GRAIN = 4.0, 0.5  # of a residual generator at first: about the identity, with grain of 0.05 in [0, 1]
 CRITIC_HALVINGS = 4  # the critic's map has a value for every 16 voxels of an axis
 
 
@@ -23,9 +24,14 @@ class Generator(LeakyUNet):
 
     Attributes, three parts and errors are those of `leaky_unet.LeakyUNet`. Resolution is doubled by pixel shuffles, as
     in `unet.UNet`, whose sizes it has: `deepen` returns 8 features.
+
+    With `residual` a linear function of every voxel's inputs alone is added before the sigmoid. It is learnt, too, and
+    begins as STEEPNESS (x - 1/2) of the first channel plus GRAIN times the third, where there is one: an untrained
+    network returns masks nearly as they are, with grain on them. The published network has no such shortcut.
     """
 
     out_channels: int = 1
+    residual: bool = False
 
     def add_decoder(self, stage):
         f = self.features
@@ -34,8 +40,16 @@ class Generator(LeakyUNet):
             setattr(self, f"u{level}", up_stage(8 * f, self.norm))
             setattr(self, f"c{level + 4}", stage((channels, channels), self.norm))
 
-    def activation(self, x):
-        return nn.sigmoid(x)
+        if self.residual:
+            begin = nn.initializers.constant(-STEEPNESS / 2)
+            self.shortcut = nn.Dense(self.out_channels, kernel_init=_shortcut, bias_init=begin)
+
+    def activation(self, raw, x):
+        return nn.sigmoid(raw + self.shortcut(x) if self.residual else raw)
+
+
+def _shortcut(key, shape, dtype):
+    return jnp.zeros(shape, dtype).at[:3, 0].set(jnp.asarray([STEEPNESS, 0, GRAIN], dtype)[: shape[0]])
 
 
 class Critic(nn.Module):

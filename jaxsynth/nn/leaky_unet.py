@@ -57,12 +57,12 @@ class LeakyUNet(nn.Module):
         """Sets u1, c5, u2, c6, u3 and c7; `stage` makes a `LeakyStage`."""
         raise NotImplementedError
 
-    def activation(self, x: jax.Array) -> jax.Array:
-        """What ends the network."""
+    def activation(self, raw: jax.Array, x: jax.Array) -> jax.Array:
+        """What ends the network: its last convolution's result and its input, [B, *S, .] both, -> its output."""
         raise NotImplementedError
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.activation(self.raw(x))
+        return self.activation(self.raw(x), x)
 
     def raw(self, x: jax.Array) -> jax.Array:
         """The output before its activation, for losses that need it."""
@@ -83,7 +83,7 @@ class LeakyUNet(nn.Module):
     def grow(self, x: jax.Array, deep: jax.Array) -> jax.Array:
         """The way back up: x as in `shrink` and what `deepen` returned -> float32 [B, *S, out_channels]."""
         unet.check_images(x)
-        return self.activation(self._head(*self._fine(x), deep, x.shape))
+        return self.activation(self._head(*self._fine(x), deep, x.shape), x)
 
     def _fine(self, x):
         c1 = self.c1(unet.pad_to_multiple(x))

@@ -100,6 +100,7 @@ def optimiser_of(config: ConfigDict) -> optax.GradientTransformation:
         warmup_steps=config.optim.warmup_steps,
         weight_decay=config.optim.weight_decay,
         clip_norm=config.optim.clip_norm,
+        **{name: config.optim[name] for name in ("beta1", "beta2") if name in config.optim},  # not in earlier versions
     )
 
 

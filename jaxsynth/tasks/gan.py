@@ -23,7 +23,6 @@ from jaxsynth.records import TrainState
 from jaxsynth.tasks import ddpm
 
 SOURCE = "gan_source"  # where batches come from, see `train_source`
-NOISE_STD = 0.1  # of the channel of noise, beside masks and images of contrast 1
 LEAST_PATCH = 2**gan.CRITIC_HALVINGS  # voxels, of which the critic makes one
 # name -> (loss of the critic's logits for a real image, for a generated one; the generator's for its own)
 LOSSES = {
@@ -31,6 +30,8 @@ LOSSES = {
     "least_squares": (lambda x: jnp.square(x - 1), jnp.square, lambda x: jnp.square(x - 1)),
     "hinge": (lambda x: jax.nn.relu(1 - x), lambda x: jax.nn.relu(1 + x), jnp.negative),
 }
+# Keys of config.gan that checkpoints of earlier versions lack, and how those were trained.
+EARLIER = {"critic_norm": "", "residual": False, "levels": (), "critic_gain": 1.0, "critic_rate": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +40,13 @@ class Parts:
 
     Attributes:
       net: the generator.
-      noise_channel: whether its input has a third channel, of noise, see `add_noise`.
+      noise_channel: whether its input has a third channel, of noise, see `generator_input`.
+      levels: grey values in [0, 1] of masks, of their background and cells.
       critic: the patch critic.
       loss: one of LOSSES.
       identity: weight of the identity loss.
+      critic_gain: contrast of images as the critic sees them.
+      critic_rate: of the critic's learning rate to the generator's.
       r1: weight of the critic's gradient penalty on real images; 0: none.
       r1_every: steps from one penalty to the next, which counts for all of them.
       ada_target, ada_step, ada_every: of `ada.update`, and the steps from one to the next.
@@ -52,9 +56,12 @@ class Parts:
 
     net: gan.Generator
     noise_channel: bool
+    levels: tuple[float, float]
     critic: gan.Critic
     loss: str
     identity: float
+    critic_gain: float
+    critic_rate: float
     r1: float
     r1_every: int
     ada_target: float
@@ -72,36 +79,34 @@ def build(config: ConfigDict) -> Parts:
     Raises:
       InputError: a value that makes no sense.
     """
-    own = config.gan
-    if own.loss not in LOSSES:
-        raise InputError(f"unknown gan.loss {own.loss!r}: expected one of {', '.join(LOSSES)}")
-    least = {"identity": 0, "r1": 0, "r1_every": 1, "ada_step": 0, "ada_every": 1}
+    own = EARLIER | config.gan.to_dict()
+    if own["loss"] not in LOSSES:
+        raise InputError(f"unknown gan.loss {own['loss']!r}: expected one of {', '.join(LOSSES)}")
+    least = {"identity": 0, "critic_gain": 0, "critic_rate": 0, "r1": 0, "r1_every": 1, "ada_step": 0, "ada_every": 1}
     for name, limit in least.items():
         if not own[name] >= limit:
             raise InputError(f"gan.{name} must be at least {limit}, got {own[name]}")
-    if not (-1 <= own.ada_target <= 1 and 0 <= own.ada_start <= 1):
-        raise InputError(
-            f"expected gan.ada_target in -1..1 and gan.ada_start in 0..1, got {own.ada_target} and {own.ada_start}"
-        )
+    target, start = own["ada_target"], own["ada_start"]
+    if not (-1 <= target <= 1 and 0 <= start <= 1):
+        raise InputError(f"expected gan.ada_target in -1..1 and gan.ada_start in 0..1, got {target} and {start}")
+    levels = tuple(own["levels"]) or (0.0, 1.0)
+    if len(levels) != 2 or not all(0 <= level <= 1 for level in levels):
+        raise InputError(f"gan.levels: expected two grey values in 0..1, of background and cells, or (), got {levels}")
     shared = ddpm.network_options(config)
-    critic_norm = own.get("critic_norm") or config.model.norm  # checkpoints of earlier versions have no key of its own
+    critic_norm = own["critic_norm"] or config.model.norm
     if critic_norm == "instance" and 0 < max(config.data.patch, default=0) <= LEAST_PATCH:
         raise InputError(
             f"data.patch: the critic's instance norm needs more than {LEAST_PATCH} voxels along some axis, "
             f"got {tuple(config.data.patch)}"
         )
+    of_generator = shared | {"remat": ddpm.recomputes(config) == "always", "residual": own["residual"]}
     return Parts(
-        net=gan.Generator(features=config.model.features, remat=ddpm.recomputes(config) == "always", **shared),
+        net=gan.Generator(features=config.model.features, **of_generator),
         noise_channel=config.model.noise_channel,
-        critic=gan.Critic(features=own.critic_features, **(shared | {"norm": critic_norm})),
-        loss=own.loss,
-        identity=own.identity,
-        r1=own.r1,
-        r1_every=own.r1_every,
-        ada_target=own.ada_target,
-        ada_step=own.ada_step,
-        ada_every=own.ada_every,
-        ada_start=own.ada_start,
+        levels=levels,
+        critic=gan.Critic(features=own["critic_features"], **(shared | {"norm": critic_norm})),
+        **{name: own[name] for name in ("loss", "identity", "critic_gain", "critic_rate", "r1", "r1_every")},
+        **{name: own[name] for name in ("ada_target", "ada_step", "ada_every", "ada_start")},
         optimiser=ddpm.optimiser_of(config),
         accumulate=config.optim.accumulate,
         ema_decay=config.optim.ema_decay,
@@ -119,7 +124,7 @@ def init(parts: Parts, key: jax.Array, batch_shape: tuple[int, ...]) -> TrainSta
     """
     x = jnp.zeros((1, *batch_shape[1:-1], 2))
     params = {
-        "generator": parts.net.init(keys.stream(key, "params"), add_noise(parts, key[None], x))["params"],
+        "generator": parts.net.init(keys.stream(key, "params"), generator_input(parts, key[None], x))["params"],
         "critic": parts.critic.init(keys.stream(key, "critic"), x)["params"],
     }
     opt_state = {name: parts.optimiser.init(own) for name, own in params.items()}
@@ -131,21 +136,23 @@ def init(parts: Parts, key: jax.Array, batch_shape: tuple[int, ...]) -> TrainSta
     )
 
 
-def add_noise(parts: Parts, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
-    """What the generator draws from: maps float32 [B, *S, 2] -> [B, *S, 2 or 3], with a channel of normal noise where
-    the configuration asks for one (`model.noise_channel`).
+def generator_input(parts: Parts, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
+    """What the generator draws from: masks in {0, 1} and position maps, float32 [B, *S, 2] -> [B, *S, 2 or 3], the
+    masks at the grey values parts.levels, with a channel of normal noise where there is one (`model.noise_channel`).
 
-    The published generator has none, and gives every voxel of equal surroundings the same grey value: the grain of a
-    camera can then only be imitated by a pattern that repeats itself.
+    The published generator has neither. Without noise every voxel of equal surroundings gets the same grey value: the
+    grain of a camera can then only be imitated by a pattern that repeats itself.
 
     Args:
       own_keys: of the images, [B].
     """
+    dark, bright = parts.levels
+    maps = maps.at[..., :1].set(dark + (bright - dark) * maps[..., :1])
     if not parts.noise_channel:
         return maps
     shape = (*maps.shape[1:-1], 1)
     noise = jax.vmap(lambda key: samplers.rows_of_noise(keys.stream(key, "noise"), 0, shape))(own_keys)
-    return jnp.concatenate([maps, NOISE_STD * noise], axis=-1)
+    return jnp.concatenate([maps, noise], axis=-1)
 
 
 def generate(parts: Parts, params, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
@@ -155,11 +162,11 @@ def generate(parts: Parts, params, own_keys: jax.Array, maps: jax.Array) -> jax.
       params: of the generator.
       own_keys: of the images, [B]; only a generator with a channel of noise has a use for them.
     """
-    return 2 * parts.net.apply({"params": params}, add_noise(parts, own_keys, maps)) - 1
+    return 2 * parts.net.apply({"params": params}, generator_input(parts, own_keys, maps)) - 1
 
 
 def stages(parts: Parts, params) -> tiles.Stages:
-    """The generator in three parts, for volumes in tiles: what `add_noise` returns -> [B, *S, 1], the image in
+    """The generator in three parts, for volumes in tiles: what `generator_input` returns -> [B, *S, 1], the image in
     [-1, 1]."""
 
     def part(method):
@@ -203,6 +210,8 @@ def step(parts: Parts, state: TrainState, batch: dict[str, jax.Array], key: jax.
     params, opt_state = {}, {}
     for name in ("generator", "critic"):
         updates, opt_state[name] = parts.optimiser.update(grads[name], state.opt_state[name], state.params[name])
+        if name == "critic":
+            updates = jax.tree.map(lambda x: parts.critic_rate * x, updates)
         params[name] = optax.apply_updates(state.params[name], updates)
     seen = ada.observe(state.opt_state["ada"], signs)
     scalars |= {"grad_norm": optax.tree.norm(grads["generator"]), "grad_norm_critic": optax.tree.norm(grads["critic"])}
@@ -221,11 +230,11 @@ def _gradients(parts: Parts, state: TrainState, batch, own_keys, probability):
     count = real.shape[0]
 
     def draw(params):
-        # Of its masks, and of real images in their place, which it is to leave as they are.
-        # In turns, so that every device has both of its own examples.
-        x = jnp.stack([jnp.concatenate([mask, position], -1), jnp.concatenate([real, real_position], -1)], axis=1)
-        both_keys = jax.vmap(lambda key: jnp.stack([keys.stream(key, "mask"), keys.stream(key, "image")]))(own_keys)
-        x = add_noise(parts, both_keys.reshape(2 * count), x.reshape(2 * count, *x.shape[2:]))
+        # Of its masks, and of real images in their place, which it is to leave as they are: they have their grain, so
+        # the channel of noise is 0. In turns, so that every device has both of its own examples.
+        masks = generator_input(parts, own_keys, jnp.concatenate([mask, position], -1))
+        images = jnp.concatenate([real, real_position, jnp.zeros_like(masks[..., 2:])], -1)
+        x = jnp.stack([masks, images], axis=1).reshape(2 * count, *masks.shape[1:])
         made = parts.net.apply({"params": params}, x)
         made = made.reshape(count, 2, *made.shape[1:])
         return made[:, 0], made[:, 1]
@@ -233,7 +242,7 @@ def _gradients(parts: Parts, state: TrainState, batch, own_keys, probability):
     def judge(params, images, position, name):
         own = jax.vmap(lambda key: keys.stream(key, name))(own_keys)
         changed = jax.vmap(ada.augment, (0, 0, None))(own, images[..., 0], probability)[..., None]
-        return parts.critic.apply({"params": params}, jnp.concatenate([changed, position], -1))
+        return _logits(parts, params, changed, position)
 
     of_real, of_fake, of_own = (lambda x, loss=loss: loss(x).mean() for loss in LOSSES[parts.loss])
     (fake, same), back_to_generator = jax.vjp(draw, state.params["generator"])
@@ -259,16 +268,29 @@ def _gradients(parts: Parts, state: TrainState, batch, own_keys, probability):
     return grads, jnp.sign(logits_real).mean(), scalars
 
 
+def _logits(parts: Parts, params, images: jax.Array, position: jax.Array) -> jax.Array:
+    """What the critic says of images in [0, 1]. Without a norm it takes hundreds of steps to see what differs by a few
+    hundredths of an input; parts.critic_gain makes it more, about the background of the images."""
+    seen = parts.critic_gain * (images - parts.levels[0])
+    return parts.critic.apply({"params": params}, jnp.concatenate([seen, position], -1))
+
+
 def _penalty(parts: Parts, state: TrainState, batch):
     """The gradient of the R1 penalty (Mescheder et al. 2018), every r1_every steps for all of them, else zero: half the
-    squared gradient of an image's summed logits by the image, which is not augmented."""
+    squared gradient of a logit by the image, which is not augmented.
+
+    Of the mean over a patch's logits it takes what is cheap, the squared gradient of their sum over their number, which
+    is the same where no voxel moves two logits, and does not grow with the patch either.
+    """
     real, position = _as_seen(batch["image"]), batch["image_position"]
 
     def penalty(params):
         def total(images):
-            return parts.critic.apply({"params": params}, jnp.concatenate([images, position], -1)).sum()
+            logits = _logits(parts, params, images, position)
+            return logits.sum(), logits.size
 
-        return parts.r1 * parts.r1_every / 2 * jnp.square(jax.grad(total)(real)).sum() / real.shape[0]
+        by_image, count = jax.grad(total, has_aux=True)(real)
+        return parts.r1 * parts.r1_every / 2 * jnp.square(by_image).sum() / count
 
     due = state.step % parts.r1_every == 0
     params = state.params["critic"]
@@ -320,5 +342,6 @@ def preview(parts: Parts, state: TrainState, batch: dict[str, jax.Array], key: j
     """
     own = {name: array[:1] for name, array in batch.items()}
     fake = generate(parts, state.ema_params, key[None], jnp.concatenate([own["mask"], own["position"]], axis=-1))
-    shown = {"real": own["image"], "mask": 2 * own["mask"] - 1, "position": own["position"], "generated": fake}
+    shown = {"real, elsewhere": own["image"], "mask": 2 * own["mask"] - 1, "position": own["position"]}
+    shown |= {"synthetic": fake}
     return {title: volume[0, ..., 0] for title, volume in shown.items()}

@@ -60,7 +60,7 @@ def test_the_critics_receptive_field_is_exact():
 
 
 def test_tiles_are_the_whole():
-    net = Generator(features=4, norm="group")
+    net = Generator(features=4, norm="group", residual=True)
     params = _drawn(net)
     x = jax.random.normal(jax.random.key(2), (150, 21, 2))
     stages = tiles.Stages(

@@ -147,6 +147,22 @@ def test_the_average_forgets_its_start():
     assert abs(expected - 1) < 0.1
 
 
+@pytest.mark.parametrize("name", ["adamw", "radam"])
+def test_an_optimiser_without_momentum_forgets_the_gradients_before(name):
+    """With beta1 = 0 the direction of a step is that of its own gradient, whatever the gradients before."""
+    from jaxsynth.optimiser import make_optimiser
+
+    first = jnp.asarray([3.0, -3.0])
+    for beta1, follows in ((0.0, True), (0.9, False)):
+        optimiser = make_optimiser(name, 1.0, num_steps=10, beta1=beta1, beta2=0.5)
+        state = optimiser.init(first)
+        for gradient in (first, first, -0.1 * first):
+            update, state = optimiser.update(gradient, state, first)
+        assert bool((jnp.sign(update) == jnp.sign(first)).all()) == follows
+    with pytest.raises(InputError, match=r"optim.beta2 must lie in \[0, 1\), got 1"):
+        make_optimiser(name, 1.0, num_steps=10, beta2=1.0)
+
+
 def test_preview_shows_real_and_sampled_patches(batch):
     parts = ddpm.build(small(**{"diffusion.t_max": 50}))
     state = init(parts)

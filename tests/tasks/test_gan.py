@@ -17,7 +17,9 @@ ROOT = keys.root(0)
 
 
 def make(**overrides):
-    plain = {"model.noise_channel": False, "gan.critic_norm": ""}  # without what is tested where it is asked for
+    # Without what is tested where it is asked for.
+    plain = {"model.noise_channel": False, "gan.residual": False, "gan.critic_norm": "", "gan.r1": 0.0}
+    plain |= {"gan.critic_gain": 1.0, "gan.r1_every": 16}
     values = {"model.features": 4, "gan.critic_features": 4, "optim.learning_rate": 1e-3} | plain | overrides
     return cli.read_config("configs/gan_nuclei.py", [f"--config.{name}={value}" for name, value in values.items()])
 
@@ -139,8 +141,8 @@ def test_the_penalty_is_the_critics_alone_and_comes_when_due():
             x = jnp.concatenate([(images + 1) / 2, batch["image_position"]], -1)
             return parts.critic.apply({"params": params}, x).sum()
 
-        # By an image in [-1, 1], half as large as by one in [0, 1]; over two images.
-        return 3.0 * 2 / 2 * jnp.square(2 * jax.grad(total)(batch["image"])).sum() / 2
+        # By an image in [-1, 1], half as large as by one in [0, 1]; over two images of 2 x 2 logits.
+        return 3.0 * 2 / 2 * jnp.square(2 * jax.grad(total)(batch["image"])).sum() / 8
 
     with_penalty, without = (jax.jit(lambda s, b, p=p: gan.step(p, s, b, ROOT)[0].params) for p in (parts, plain))
     for at in (0, 1):
@@ -152,6 +154,53 @@ def test_the_penalty_is_the_critics_alone_and_comes_when_due():
         jax.tree.map(np.testing.assert_array_equal, found["generator"], usual["generator"])
         moved = jax.tree.map(jnp.subtract, usual["critic"], found["critic"])
         close(moved, jax.jit(jax.grad(penalty))(state.params["critic"], batch))
+
+
+def test_the_critic_has_a_rate_of_its_own(stepped):
+    parts, state, batch, after, _ = stepped
+    slow = dataclasses.replace(parts, critic_rate=0.25)
+    found = jax.jit(lambda s, b: gan.step(slow, s, b, ROOT)[0])(state, batch)
+    whole, part = (jax.tree.map(jnp.subtract, state.params["critic"], x.params["critic"]) for x in (after, found))
+    close(part, jax.tree.map(lambda x: 0.25 * x, whole))
+    close(found.params["generator"], after.params["generator"])
+
+
+def test_an_untrained_residual_generator_returns_its_mask_with_grain():
+    parts, batch = gan.build(make(**{"gan.residual": True, "model.noise_channel": True})), example((32, 32), 4)
+    params = jax.jit(lambda k: gan.init(parts, k, (4, 32, 32, 1)).params["generator"])(ROOT)
+    maps = jnp.concatenate([batch["mask"], batch["position"]], -1)
+    made = (jax.jit(lambda own: gan.generate(parts, params, own, maps))(jax.random.split(ROOT, 4)) + 1) / 2
+    dark, bright = made[batch["mask"] == 0], made[batch["mask"] == 1]
+    assert 0.05 < float(dark.mean()) < 0.25 and 0.75 < float(bright.mean()) < 0.95
+    assert 0.03 < float(dark.std()) < 0.1
+    # Without noise images pass nearly as they are.
+    image = (batch["image"] + 1) / 2
+    same = jax.jit(parts.net.apply)({"params": params}, jnp.concatenate([image, batch["position"], 0 * image], -1))
+    assert float(jnp.abs(same - image).mean()) < 0.1
+
+
+def test_the_critic_sees_images_with_more_contrast_about_their_background(stepped):
+    """A gain is what a critic's first kernel times it and a fitting bias would be."""
+    parts, state, *_ = stepped
+    gained = dataclasses.replace(parts, critic_gain=4.0, levels=(0.25, 1.0))
+    critic = jax.tree.map(lambda x: x, state.params["critic"])
+    kernel = critic["conv1"]["kernel"]
+    image = jnp.zeros((1, 48, 48, 1)).at[0, 20:28, 20:28].set(0.9)
+    position = jnp.zeros((1, 48, 48, 1))
+    found = gan._logits(gained, critic, image, position)
+    critic["conv1"]["kernel"] = kernel.at[..., 0, :].multiply(4.0)
+    wanted = gan._logits(dataclasses.replace(parts, levels=(0.25, 1.0)), critic, image, position)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    assert float(jnp.abs(found - gan._logits(parts, state.params["critic"], image, position)).max()) > 1e-3
+
+
+def test_masks_are_drawn_from_at_the_grey_values_of_images():
+    parts = gan.build(make(**{"gan.levels": (0.2, 0.6), "model.noise_channel": True}))
+    batch = example((32, 32))
+    x = gan.generator_input(parts, jax.random.split(ROOT, 2), jnp.concatenate([batch["mask"], batch["position"]], -1))
+    np.testing.assert_allclose(x[..., :1], 0.2 + 0.4 * batch["mask"], rtol=1e-6)
+    np.testing.assert_array_equal(x[..., 1:2], batch["position"])
+    assert float(x[..., 2].std()) == pytest.approx(1.0, rel=0.1)
 
 
 def test_augmentation_follows_the_critic():
@@ -172,7 +221,7 @@ def test_augmentation_follows_the_critic():
 
 
 def test_it_learns_an_example():
-    """With the configuration's norms and its channel of noise."""
+    """Drawing anew, from a channel of noise."""
     words = {"optim.ema_decay": 0.9, "model.noise_channel": True, "gan.critic_norm": "instance"}
     parts = gan.build(make(**words))
     batch = example((32, 32), 4)
@@ -191,7 +240,7 @@ def test_it_learns_an_example():
     own = jax.random.split(ROOT, 4), jnp.concatenate([batch["mask"], batch["position"]], -1)
     fake, other = (gan.generate(parts, state.ema_params, *drawn) for drawn in (own, (own[0][::-1], own[1])))
     assert float(jnp.abs(fake - other).mean()) > 0.01  # its grain is that of its noise
-    in_parts, x = gan.stages(parts, state.ema_params), gan.add_noise(parts, *own)
+    in_parts, x = gan.stages(parts, state.ema_params), gan.generator_input(parts, *own)
     joined = in_parts.grow(x, in_parts.deepen(in_parts.shrink(x, 0, None), 0), 0, None)
     np.testing.assert_allclose(joined, fake, atol=1e-5)
 
@@ -215,6 +264,8 @@ def test_2d_and_3d_are_alike(shape):
     [
         ("gan.loss", "wasserstein", "unknown gan.loss"),
         ("gan.identity", -1.0, "gan.identity must be at least 0"),
+        ("gan.levels", (0.2, 1.5), "gan.levels: expected two grey values in 0..1"),
+        ("gan.critic_rate", -1.0, "gan.critic_rate must be at least 0"),
         ("gan.ada_every", 0, "gan.ada_every must be at least 1"),
         ("gan.ada_start", 1.5, "gan.ada_start in 0..1"),
     ],
