@@ -16,7 +16,7 @@ from jaxsynth.panels import Tone, colours, extremes, fit_tone, focus, whole, win
 DPI = 100
 INK, FAINT, RULE, PAPER = "#1b1f24", "#6a737d", "#d0d7de", "#ffffff"
 COLOURS = {"real": INK, "real, other half": "#8c959f", "synthetic": "#d1495b", "sketch": "#3a7ca5"}
-SPARE = ("#66a182", "#edae49", "#8d6a9f", "#d1495b", "#3a7ca5")
+SPARE = ("#66a182", "#edae49", "#8d6a9f", "#d1495b", "#3a7ca5", "#a0522d", "#00b4d8", "#b5b000")
 ELSEWHERE = ", elsewhere"  # ends the title of what does not show the same place as the others
 GAP, MARGIN, CAPTION, LINE, TITLE = 10, 18, 22, 15, 30  # pixels
 

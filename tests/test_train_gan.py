@@ -37,6 +37,7 @@ def run(files, workdir, steps):
     config.data.patch, config.data.batch_size = (24, 24), 2
     config.model.features = config.gan.critic_features = 2
     config.gan.ada_every, config.gan.ada_start = 2, 0.5
+    config.optim.schedule = "constant"  # the other depends on the number of steps
     config.train.num_steps, config.train.log_every = steps, 1
     train(config, workdir)
 
