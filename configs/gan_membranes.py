@@ -8,7 +8,7 @@ Images and label images need not belong together: --config.gan.labels may be tho
 ones tell the critic more about how bright and how frequent things are. On a CPU, as measured in docs/gan.md:
 
         --config.model.features=8 --config.gan.critic_features=32 '--config.data.patch=(24,32,32)' \\
-        --config.train.num_steps=1500 --config.optim.ema_decay=0.998
+        --config.train.num_steps=1000 --config.optim.ema_decay=0.995
 """
 
 from configs import common
