@@ -21,13 +21,13 @@ def get_config():
     config.data.batch_size = 4
     config.gan.mask = "boundary"
     # The published training: no shortcut, no noise, instance norm in both networks, RAdam 1e-3, percentile. In 3D it
-    # collapsed here; what each of these cures is in docs/gan.md.
-    config.data.normalization = "asinh"  # else the background's grain is too faint for the critic to see
+    # collapsed here; what was seen before each of these was changed is in docs/gan.md.
+    config.data.normalization = "asinh"  # a linear one leaves the background's grain at a hundredth of the range
     config.gan.residual = True
     config.model.noise_channel = True
     config.model.norm = "group"
     config.gan.critic_norm = "none"
-    config.gan.critic_gain = 4.0  # without a norm it else learns nothing for hundreds of steps
+    config.gan.critic_gain = 4.0  # without a norm it else hardly learns, in 150 steps at least
     config.gan.r1 = 5e-5
     config.gan.r1_every = 8
     config.gan.identity = 2.0

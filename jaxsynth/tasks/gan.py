@@ -269,8 +269,8 @@ def _gradients(parts: Parts, state: TrainState, batch, own_keys, probability):
 
 
 def _logits(parts: Parts, params, images: jax.Array, position: jax.Array) -> jax.Array:
-    """What the critic says of images in [0, 1]. Without a norm it takes hundreds of steps to see what differs by a few
-    hundredths of an input; parts.critic_gain makes it more, about the background of the images."""
+    """What the critic says of images in [0, 1]. Without a norm it is slow to see what differs by a few hundredths of an
+    input (docs/gan.md); parts.critic_gain makes it more, about the background of the images."""
     seen = parts.critic_gain * (images - parts.levels[0])
     return parts.critic.apply({"params": params}, jnp.concatenate([seen, position], -1))
 
