@@ -28,11 +28,14 @@ def get_config():
     config.model.norm = "group"
     config.gan.critic_norm = "none"
     config.gan.critic_gain = 4.0  # without a norm it else hardly learns, in 150 steps at least
-    config.gan.r1 = 5e-5
+    config.gan.sigma = 2.0  # walls are wider in images than in masks
+    config.gan.clouds_vox = 16.0  # without it all backgrounds are equally bright, which the critic soon sees
+    config.gan.r1 = 0.05
+    config.gan.critic_rate = 0.25
     config.gan.r1_every = 8
     config.gan.identity = 2.0
     config.optim.name = "adamw"
-    config.optim.learning_rate = 4e-4
+    config.optim.learning_rate = 2e-3
     config.optim.beta1 = 0.5
     config.optim.beta2 = 0.99
     config.optim.schedule = "cosine"

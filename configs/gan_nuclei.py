@@ -12,5 +12,6 @@ from configs import gan_membranes
 def get_config():
     """See the module."""
     config = gan_membranes.get_config()
-    config.gan.mask = "cells"
+    config.gan.mask = "sketch"
+    config.gan.sigma = 1.0
     return config

@@ -82,6 +82,8 @@ def read_config(features: int, critic_features: int):
         "gan.critic_gain": 1.0,
         "gan.r1": 0.0,
         "model.noise_channel": False,
+        "gan.mask": "cells",
+        "gan.sigma": 0.0,
         "model.features": features,
         "gan.critic_features": critic_features,
         "model.bfloat16": bench_device.on_gpu(),

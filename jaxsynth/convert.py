@@ -46,7 +46,7 @@ def _main() -> None:
     parser.add_argument("--dataset", help="data set inside HDF5 files, likewise (default: data/image)")
     parser.add_argument("--norm", help="instance or none, which CKPT does not tell (default: instance)")
     parser.add_argument("--schedule", help="cosine, linear, quadratic or sigmoid, likewise (denoiser only)")
-    masks = ("boundary", "cells")
+    masks = ("boundary", "cells", "sketch")
     parser.add_argument("--mask", choices=masks, help="what a GAN draws from, likewise (default: boundary)")
     parser.add_argument("--step", help="which checkpoint of RUN: best, latest or a step (default: best)")
     args = parser.parse_args()
@@ -159,6 +159,8 @@ def write_torch(args: argparse.Namespace) -> None:
     elif task == "gan":
         compared.append(("noise_channel", str(model.parts.noise_channel), ("False",)))
         compared.append(("residual", str(model.parts.net.residual), ("False",)))
+        compared.append(("sigma", str(model.parts.sigma), ("0.0",)))
+        compared.append(("clouds_vox", str(model.parts.clouds_vox), ("0.0",)))
     else:
         compared.append(("prediction", model.parts.prediction, ("noise",)))
         compared.append(("normalization", model.intensity.method, ("minmax_shifted",)))

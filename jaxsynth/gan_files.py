@@ -8,21 +8,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsynth import specimens, trained
+from jaxsynth import keys, specimens, trained
 from jaxsynth.data import volumes
 from jaxsynth.errors import InputError
 from jaxsynth.image_files import ImageJob
 from jaxsynth.records import Specimen
+from jaxsynth.sim import brightness, sketch
+from jaxsynth.tasks import gan
 
 
 def labelled(
     model: trained.Trained,
+    root: jax.Array,
     files: Iterable[Path],
     alpha_vox: float | None = None,
     beta_vox: float | None = None,
     background_label: int | None = None,
 ) -> list[ImageJob]:
-    """Jobs of label images.
+    """Jobs of label images; cells of sketches get a brightness by chance, as in `jaxsynth.simulate --labels`.
 
     Args:
       alpha_vox, beta_vox: scales of the position map (paper 003, eq. 1), voxels along x; None: as in training.
@@ -35,12 +38,14 @@ def labelled(
     own = model.config.gan
     ground = own.background_label if background_label is None else background_label
 
-    def draw(file, device=None):
+    def draw(name, file, device=None):
         labels = volumes.read_labels(file, dataset=own.dataset)
         labels = np.where(labels == ground, 0, labels).astype(np.int32)
         spacing_um = volumes.spacing_um(file, dataset=own.dataset) or model.metadata["spacing_um"]
-        made = Specimen(jnp.asarray(labels), jnp.zeros(1), *(0,) * 4)
         with jax.default_device(device):
+            ranks, _, capacity = brightness.ranked(labels)
+            bright = brightness.of_ranks(keys.stream(root, "simulate", name), capacity)
+            made = Specimen(jnp.asarray(ranks), bright, *(0,) * 4)
             return labels, np.asarray(_maps(made, *_settings(model, spacing_um, alpha_vox, beta_vox))), spacing_um
 
     jobs = []
@@ -48,8 +53,25 @@ def labelled(
         shape = volumes.read_labels(file, dataset=own.dataset).shape
         if len(shape) != model.ndim:
             raise InputError(f"{file}: expected {model.ndim}D labels, as the model's images are; got {len(shape)}D")
-        jobs.append(ImageJob(name, shape, functools.partial(draw, file)))
+        jobs.append(ImageJob(name, shape, functools.partial(draw, name, file)))
     return jobs
+
+
+def sketched(model: trained.Trained, jobs: Iterable[ImageJob], alpha_vox: float, beta_vox: float) -> list[ImageJob]:
+    """Jobs whose sketches and labels come from files, with these labels' position maps; scales as in `labelled`."""
+
+    def draw(job, device=None):
+        labels, drawn, spacing_um = job.draw(device)
+        kind, step, alpha_um, beta_um, levels = _settings(model, spacing_um, alpha_vox, beta_vox)
+        with jax.default_device(device):
+            made = Specimen(jnp.asarray(labels, jnp.int32), jnp.zeros(1), *(0,) * 4)
+            maps = _position(made, step, _wanted(kind, alpha_um, beta_um, levels))
+            return labels, np.asarray(_stacked(made.labels, jnp.asarray(drawn), maps, kind)), spacing_um
+
+    return [ImageJob(job.name, job.shape, functools.partial(draw, job)) for job in jobs]
+
+
+_position = jax.jit(specimens.maps, static_argnums=(1, 2))
 
 
 def simulated(
@@ -61,20 +83,20 @@ def simulated(
     beta_vox: float | None = None,
 ) -> list[ImageJob]:
     """Jobs that simulate their cells; `alpha_vox`, `beta_vox`: as in `labelled`."""
-    kind, _, *scale_um = _settings(model, recipe.drawn_at_um, alpha_vox, beta_vox)
-    drawer = specimens.drawer(recipe, _wanted(kind, *scale_um))
+    kind, _, *how = _settings(model, recipe.drawn_at_um, alpha_vox, beta_vox)
+    drawer = specimens.drawer(recipe, _wanted(kind, *how))
 
     def draw(name, device):
         with jax.default_device(device):
             made = drawer(root, name)
-            both = jax.device_get((made.specimen.labels, _stacked(made.specimen.labels, made.maps, kind)))
+            both = jax.device_get((made.specimen.labels, _stacked(made.specimen.labels, made.sketch, made.maps, kind)))
         return *both, recipe.spacing_um
 
     return [ImageJob(name, tuple(recipe.shape), functools.partial(draw, name)) for name in names]
 
 
 def _settings(model: trained.Trained, spacing_um, alpha_vox: float | None, beta_vox: float | None) -> tuple:
-    """(kind of mask, voxel size, alpha, beta in micrometres); what is None is as the model was trained.
+    """(kind of mask, voxel size, alpha, beta in micrometres, levels of sketches); None: as the model was trained.
 
     The voxel size is in units of its last axis where it is not known.
     """
@@ -82,20 +104,21 @@ def _settings(model: trained.Trained, spacing_um, alpha_vox: float | None, beta_
     step = tuple(spacing_um or (1.0,) * model.ndim)
     alpha, beta = (own[f"{name}_vox"] if given is None else given
                    for name, given in (("alpha", alpha_vox), ("beta", beta_vox)))  # fmt: skip
-    return own.mask, step, alpha * step[-1], beta * step[-1]
+    return own.mask, step, alpha * step[-1], beta * step[-1], gan.sketch_levels(own)
 
 
-def _wanted(kind: str, alpha_um: float, beta_um: float) -> specimens.Wanted:
+def _wanted(kind: str, alpha_um: float, beta_um: float, levels) -> specimens.Wanted:
     maps = ("walls", "position") if kind == "boundary" else ("position",)
-    return specimens.Wanted(maps=maps, alpha_um=alpha_um, beta_um=beta_um)
+    return specimens.Wanted(levels=levels, maps=maps, alpha_um=alpha_um, beta_um=beta_um)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _maps(made: Specimen, kind: str, spacing_um, alpha_um: float, beta_um: float) -> jax.Array:
-    return _stacked(made.labels, specimens.maps(made, spacing_um, _wanted(kind, alpha_um, beta_um)), kind)
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
+def _maps(made: Specimen, kind: str, spacing_um, alpha_um: float, beta_um: float, levels) -> jax.Array:
+    maps = specimens.maps(made, spacing_um, _wanted(kind, alpha_um, beta_um, levels))
+    return _stacked(made.labels, sketch.sketch(made.labels, made.brightness, levels=levels), maps, kind)
 
 
-def _stacked(labels: jax.Array, maps: dict, kind: str) -> jax.Array:
+def _stacked(labels: jax.Array, drawn: jax.Array, maps: dict, kind: str) -> jax.Array:
     """float32 [*S, 2]: the mask of this kind, and the position map."""
-    mask = maps["walls"] if kind == "boundary" else labels > 0
+    mask = {"boundary": lambda: maps["walls"], "cells": lambda: labels > 0, "sketch": lambda: (drawn + 1) / 2}[kind]()
     return jnp.stack([mask.astype(jnp.float32), maps["position"]], axis=-1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -10,15 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from scipy import ndimage
 
 from jaxsynth import keys, specimens, train_source, train_start
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import pairs, stream, survey, unpaired, volumes
 from jaxsynth.errors import InputError
-from jaxsynth.sim import tissues
+from jaxsynth.sim import sketch, tissues
 from jaxsynth.tasks import gan
 from jaxsynth.train_source import VAL_PATCHES, Placing, Source
 
+LEAST_GRAIN = 1e-3  # in [0, 1]: of none the generator could not learn any
 PARTS = ("image", "image_position", "mask", "position")
 
 
@@ -39,11 +42,11 @@ class Masks:
 
 
 def open_source(config, saved: dict | None, inherited: dict | None = None) -> Source:
-    """Patches of real images and of masks, drawn independently of each other; fills in data.patch, and gan.levels for a
-    residual generator, where they are open.
+    """Patches of real images and of masks, drawn independently of each other; fills in what is open: data.patch, and
+    gan.levels and gan.grain where they are of use.
 
-    A batch is "image" in [-1, 1] with its "image_position", "mask" in {0, 1} with its "position" (paper 003, eq. 1):
-    float32 [B, *patch, 1] each. Batch i depends on the key and i alone.
+    A batch is "image" in [-1, 1] with its "image_position", "mask" in {0, 1} (sketches: in [0, 1]) with its "position"
+    (paper 003, eq. 1): float32 [B, *patch, 1] each. Batch i depends on the key and i alone.
 
     Args:
       saved: metadata of the run's checkpoint. inherited: of another run that it starts from. Their scale of brightness
@@ -66,10 +69,10 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
     train_set, val_set = train_start.open_images(config)
     known = train_source.known_intensity(config, train_set, saved or inherited)
     scale = known or intensities.fit(lambda: volumes.each(train_set), data.normalization)
-    if own.residual and not own.levels:
-        background, *cells = ((level + 1) / 2 for level in scale.levels)
-        own.levels = (round(background, 4), round(sum(cells) / len(cells), 4))
     of_train, of_val = _label_files(config, train_set, val_set)
+    _measure(config, train_set, scale, of_train)
+    if own.mask == "sketch":  # those that `simulate --checkpoint` draws have them, too
+        scale = dataclasses.replace(scale, levels=gan.sketch_levels(own))
     if own.recipe:
         masks = _from_recipe(config, train_set, scale, saved)
     else:
@@ -94,7 +97,7 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
 
         def batches(own_key, domain, first, symmetries):
             images = unpaired.batches(
-                domain, keys.stream(own_key, "images"), lambda x: intensities.normalise(x, scale),
+                domain, keys.stream(own_key, "images"), lambda x, _: intensities.normalise(x, scale),
                 first_step=first, symmetries=symmetries, **cut,
             )  # fmt: skip
             drawn = draw(keys.stream(own_key, "masks"), first, symmetries)
@@ -122,6 +125,49 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
         held_out=val_set is not None,
         begin=begin,
     )
+
+
+def _measure(config, train_set: volumes.VolumeSet, scale: intensities.Intensity, files: list | None) -> None:
+    """Fills in gan.levels and gan.grain where they are open and of use; `files`: the images' labels, if any."""
+    own = config.gan
+    if not own.levels and (own.residual or own.mask == "sketch"):
+        background, *cells = ((level + 1) / 2 for level in scale.levels)
+        cells = cells if own.mask == "sketch" else [sum(cells) / len(cells)]
+        found = _levels_of_labels(config, train_set, scale, files) if files else (background, *cells)
+        own.levels = tuple(round(float(level), 4) for level in found)
+    if not own.grain and own.residual:
+        found = (intensities.grain(intensities.normalise(image, scale)) / 2 for image in volumes.each(train_set))
+        own.grain = max(round(sum(found) / len(train_set.paths), 4), LEAST_GRAIN)
+
+
+def _levels_of_labels(config, opened: volumes.VolumeSet, scale, files: list) -> tuple:
+    """The grey values in [0, 1] of what masks show in images whose labels are known: of masks those that explain the
+    images best (least squares, all voxels of the set), blurred as they will be; of sketches the median background, and
+    the 5th and the 95th percentile of the means of cells."""
+    own, backgrounds, cells, sums = config.gan, [], [], np.zeros((2, 3))
+    for image, file in zip(volumes.each(opened), files, strict=True):
+        mask = unpaired.mask(_labels_of(config, file, image), opened.spacing_um, own.mask)
+        grey = (np.asarray(intensities.normalise(image, scale), np.float64) + 1) / 2
+        if own.mask == "sketch":
+            backgrounds += [np.median(grey[mask == 0])] if (mask == 0).any() else []
+            cells += list(ndimage.mean(grey, mask, range(1, int(mask.max()) + 1)))
+            continue
+        soft = ndimage.gaussian_filter(mask.astype(np.float64), own.sigma, mode="reflect")
+        columns = np.stack([np.ones(soft.size), soft.ravel(), grey.ravel()])
+        sums += columns[:2] @ columns.T
+    if own.mask != "sketch" and np.linalg.matrix_rank(sums[:, :2]) == 2:
+        background, contrast = np.linalg.solve(sums[:, :2], sums[:, 2])
+        return tuple(np.clip((background, background + contrast), 0, 1))
+    if not backgrounds or not cells:
+        raise InputError(f"{own.image_labels}: no background or no cell in any label image: set gan.levels")
+    return (np.mean(backgrounds), *np.quantile(cells, (0.05, 0.95)))
+
+
+def _labels_of(config, file, image: np.ndarray) -> np.ndarray:
+    labels = _read_labels(config, file)
+    if labels.shape != image.shape:
+        raise InputError(f"{file}: labels {labels.shape} and image {image.shape} differ in shape")
+    return labels
 
 
 def _batch(size: int, patch: tuple[int, ...]) -> dict:
@@ -158,9 +204,7 @@ def _images(config, opened: volumes.VolumeSet, scale, files: list | None) -> unp
         if files is None:
             distances.append(unpaired.of_image(np.asarray(intensities.normalise(image, scale)), opened.spacing_um))
             continue
-        labels = _read_labels(config, files[index])
-        if labels.shape != image.shape:
-            raise InputError(f"{files[index]}: labels {labels.shape} and image {image.shape} differ in shape")
+        labels = _labels_of(config, files[index], image)
         distances.append(unpaired.of_labels(labels, opened.spacing_um, "cells")[1])
     return unpaired.Domain(tuple(values), tuple(distances))
 
@@ -184,6 +228,16 @@ def _from_files(config, image_spacing_um) -> Masks:
     if not num_cells:
         raise InputError(f"{own.labels}: no label image has a cell")
     domain = unpaired.Domain(tuple(values), tuple(distances))
+    most = max(int(ranks.max()) for ranks in values)
+
+    def finish(drawn, key):
+        if own.mask != "sketch":
+            return drawn.astype(jnp.float32)
+        # Cells are of another brightness in every patch.
+        brightness = jax.random.uniform(key, (len(drawn), most + 1))
+        return (jax.vmap(draw_one)(drawn.astype(jnp.int32), brightness) + 1) / 2
+
+    draw_one = functools.partial(sketch.sketch, levels=gan.sketch_levels(own))
     cut = {"patch": patch, "batch_size": data.batch_size, "scales_vox": (own.alpha_vox, own.beta_vox)}
 
     def begin(placing):
@@ -191,7 +245,7 @@ def _from_files(config, image_spacing_um) -> Masks:
 
         def draw(key, first, symmetries):
             options = cut | {"first_step": first, "symmetries": symmetries, "split": placing.split}
-            return unpaired.batches(held, key, lambda mask: mask.astype(jnp.float32), **options)
+            return unpaired.batches(held, key, finish, **options)
 
         return draw
 
@@ -214,6 +268,7 @@ def _from_recipe(config, train_set: volumes.VolumeSet, scale, saved: dict | None
         raise InputError(f"gan.shape: {plan.shape} is smaller than the patch {patch} and padding is refused")
     found = tissues.find(plan.recipe)
     num_range = plan.num_range or tissues.num_cells_range(found, plan.shape, plan.drawn_at_um)
+    levels = gan.sketch_levels(own)
 
     def begin(placing):
         # Specimens are split over devices by rows alone, patches also along y.
@@ -235,11 +290,12 @@ def _from_recipe(config, train_set: volumes.VolumeSet, scale, saved: dict | None
             number, step = divmod(first, own.reuse)
             simulated = stream.simulated(
                 found, key, shape=plan.shape, batch_size=batch_size, spacing_um=plan.drawn_at_um,
-                num_range=num_range if found.num_cells else None, maps=("walls", "position"),
+                num_range=num_range if found.num_cells else None, maps=("walls", "position"), levels=levels,
                 scales_vox=(own.alpha_vox, own.beta_vox), first_step=number, split=rows,
             )  # fmt: skip
             for made in simulated:
-                mask = made.maps["walls"] if own.mask == "boundary" else made.labels > 0
+                shown = {"boundary": made.maps["walls"], "cells": made.labels > 0, "sketch": (made.sketch + 1) / 2}
+                mask = shown[own.mask]
                 for again in range(step, own.reuse):
                     yield batch(mask, made.maps["position"], number * own.reuse + again)
                 number, step = number + 1, 0

@@ -1,7 +1,6 @@
 """Sketches, maps and shape models from the user's own label images: `jaxsynth.simulate --labels`."""
 
 import functools
-import math
 from pathlib import Path
 
 from jaxsynth import outputs, specimens
@@ -34,18 +33,17 @@ def make(args) -> None:
         intensity = intensities.fit(lambda: map(volumes.read, used), args.normalization or "asinh")
 
     import jax
-    from skimage.segmentation import relabel_sequential
 
     from jaxsynth import keys
     from jaxsynth.data import intensity as intensities
     from jaxsynth.records import Specimen
-    from jaxsynth.sim import membranes, sketch
+    from jaxsynth.sim import brightness, membranes, sketch
 
     levels = tuple(intensity.levels) if intensity else sketch.LEVELS
     alpha = 100.0 if args.alpha is None else args.alpha
     beta = alpha if args.beta is None else args.beta
     maps = tuple(dict.fromkeys(args.maps or ()))
-    from_brightness = jax.jit(lambda labels, brightness: sketch.sketch(labels, brightness, levels=levels))
+    from_brightness = jax.jit(functools.partial(sketch.sketch, levels=levels))
     from_image = jax.jit(sketch.sketch_from_image, static_argnums=2)
     merge = jax.jit(membranes.merge_neighbours, static_argnums=3)
 
@@ -56,16 +54,16 @@ def make(args) -> None:
         within = (depth <= (thickness_um + min(spacing_um)) / 2) | membranes.boundary(labels)
         return jax.numpy.where(within, labels, 0)
 
-    def draw(ranks, brightness, image, capacity, step):
+    def draw(ranks, drawn, image, capacity, step):
         if args.membranes is not None:
             ranks = rim(ranks, step, args.membranes)
             if image is None:
                 return sketch.membrane_sketch(ranks > 0, levels=levels)
-        return from_brightness(ranks, brightness) if image is None else from_image(ranks, image, capacity)
+        return from_brightness(ranks, drawn) if image is None else from_image(ranks, image, capacity)
 
     @functools.partial(jax.jit, static_argnums=(2, 3))
-    def draw_maps(labels, brightness, spacing_um, wanted):
-        made = Specimen(labels, brightness, *(0,) * 4)
+    def draw_maps(labels, drawn, spacing_um, wanted):
+        made = Specimen(labels, drawn, *(0,) * 4)
         return specimens.maps(made, spacing_um, wanted)
 
     folders = ["labels", "sketches"] + ["labels_true"] * bool(args.merge) + list(maps)
@@ -73,30 +71,25 @@ def make(args) -> None:
     def make_one(out: Path, name: str) -> dict:
         labels = volumes.read_labels(files[name])
         labels = np.where(labels == args.background_label, 0, labels)
-        # Ids in files may be large and sparse; tables go by rank.
-        ranks, _, id_of = relabel_sequential(labels)
-        ranks, id_of = ranks.astype(np.int32), np.asarray(id_of)
-        num_cells = int(ranks.max())
-        # Few different table sizes, so that few programs are compiled.
-        capacity = 2 ** math.ceil(math.log2(max(num_cells, 63) + 1))
+        ranks, id_of, capacity = brightness.ranked(labels)
         key = keys.stream(keys.root(args.seed), outputs.STREAM, name)
-        brightness = jax.random.uniform(keys.stream(key, "brightness"), (capacity + 1,))
+        drawn = brightness.of_ranks(key, capacity)
         image = intensities.normalise(volumes.read(images[name]), intensity) if args.images else None
         spacing_um = args.spacing_um or volumes.spacing_um(files[name])
         # Without a voxel size distances are in voxels.
         step = tuple(spacing_um or (1.0,) * labels.ndim)
-        results = {"labels": labels, "sketches": draw(ranks, brightness, image, capacity, step)}
+        results = {"labels": labels, "sketches": draw(ranks, drawn, image, capacity, step)}
         if args.merge:
             merged, _ = merge(keys.stream(key, "merge"), ranks, args.merge, capacity)
             results |= {"labels": id_of[np.asarray(merged)], "labels_true": labels}
         if maps:
             wanted = specimens.Wanted(maps=maps, alpha_um=alpha * step[-1], beta_um=beta * step[-1])
-            results |= draw_maps(ranks, brightness, step, wanted)
+            results |= draw_maps(ranks, drawn, step, wanted)
             if "seeds" in maps:
                 results["seeds"] = id_of[np.asarray(results["seeds"])]
         for folder in folders:
             volumes.write(out / folder / f"{name}.tif", np.asarray(results[folder]), spacing_um=spacing_um)
-        return {"num_cells": num_cells, "spacing_um": list(spacing_um) if spacing_um else None}
+        return {"num_cells": len(id_of) - 1, "spacing_um": list(spacing_um) if spacing_um else None}
 
     settings = {"labels": str(args.labels), "images": args.images, "background_label": args.background_label,
                 "spacing_um": args.spacing_um, "levels": list(levels), "merge": args.merge or 0.0}  # fmt: skip

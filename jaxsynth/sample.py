@@ -25,7 +25,7 @@ ATTEMPTS = 3
 DEFAULTS = {"shapes": "exact", "faithful": None, "attempts": 0}  # of settings that a manifest leaves out
 # What is for one kind of model alone, and what it is where it was not given.
 ONLY_DIFFUSION = {"t_start": None, "sampler": None, "num_evaluations": None, "spacing": None, "eta": 0.0}
-ONLY_DIFFUSION |= {"variance": "fixed_large", "sigma": 1.0, "sketches": None, "scratch": None}
+ONLY_DIFFUSION |= {"variance": "fixed_large", "sigma": 1.0, "scratch": None}
 ONLY_GAN = {"alpha": None, "beta": None, "background_label": None}
 MANY_SHAPES = 8  # beyond it their number is worth a hint
 EVALUATIONS = 5  # samplers.DEFAULT_EVALUATIONS, for the help alone, which imports nothing heavy
@@ -243,6 +243,8 @@ def _check(args, model) -> None:
     for name, default in (ONLY_DIFFUSION if gan else ONLY_GAN).items():
         if getattr(args, name) != default:
             raise InputError(f"--{name} is for {'diffusion models' if gan else 'GANs'}; {args.checkpoint} is none")
+    if gan and args.sketches and model.config.gan.mask != "sketch":
+        raise InputError(f"--sketches: this GAN draws from {model.config.gan.mask}; give --labels FOLDER")
     if not (args.recipe or args.sketches or (gan and args.labels)):
         raise InputError(f"nothing to start from: give --{'labels' if gan else 'sketches'} FOLDER or --recipe NAME")
     for name in ("alpha", "beta"):

@@ -44,13 +44,15 @@ def _given(args, model, root) -> tuple[list, dict]:
         shape = draw(file, labelled[file.stem])[0].shape  # what is wrong is said before anything is written
         own = functools.partial(draw, file, labelled[file.stem])
         jobs.append(image_files.ImageJob(file.stem, shape, own, read=True))
+    if model.config.task == "gan":
+        jobs = gan_files.sketched(model, jobs, args.alpha, args.beta)
     return jobs, {"sketches": args.sketches, "labels": str(folder)}
 
 
 def _labelled(args, model, root) -> tuple[list, dict]:
     """Jobs of a GAN from label images, and what tells of them in the manifest."""
     files = volumes.find_files(args.labels)[: args.num]
-    jobs = gan_files.labelled(model, files, args.alpha, args.beta, args.background_label)
+    jobs = gan_files.labelled(model, root, files, args.alpha, args.beta, args.background_label)
     return jobs, {"labels": args.labels, "background_label": args.background_label}
 
 

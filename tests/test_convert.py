@@ -11,13 +11,14 @@ from ml_collections import ConfigDict
 from skimage import io
 
 from configs import common
-from jaxsynth import checkpoint, convert, published_training, segmenter, trained, tune_pairs
-from jaxsynth.data import torch_files, volumes
+from jaxsynth import checkpoint, cli, convert, keys, published_training, segmenter, trained, tune_pairs
+from jaxsynth.data import intensity, torch_files, volumes
 from jaxsynth.errors import InputError
 from jaxsynth.nn import published
 from jaxsynth.nn.flownet import FlowNet
 from jaxsynth.nn.gan import Critic, Generator
 from jaxsynth.nn.unet import UNet
+from jaxsynth.tasks import gan
 
 
 def state_of(rank=2, in_channels=2, norm="instance", features=2, out_channels=1):
@@ -167,6 +168,29 @@ def test_a_gan_there_and_back(tmp_path, monkeypatch, capsys, rank, norm, mask, p
     np.testing.assert_equal(back["state_dict"], state)
     run(monkeypatch, tmp_path / "b.pt", "--out", tmp_path / "again")
     assert checkpoint.read_metadata(tmp_path / "again") == model.metadata
+
+
+def test_a_trained_gan_of_ours_comes_back_whole(tmp_path, monkeypatch, capsys):
+    """With the shortcut, noise and sketches of its configuration, which published ones lack and the way out says."""
+    config = cli.read_config("configs/gan_nuclei.py", [])
+    config.data.patch = (32, 32)
+    config.model.features = config.gan.critic_features = 2
+    config.gan.levels, config.gan.grain = (0.1, 0.2, 0.7), 0.05
+    parts = gan.build(config)
+    state = gan.init(parts, keys.root(0), (1, 32, 32, 1))
+    seen = intensity.fit([np.arange(256, dtype=np.uint8).reshape(16, 16)], "asinh").to_dict()
+    metadata = {"config": config.to_dict(), "intensity": seen, "spacing_um": [0.5, 0.5], "num_files": 1, "cells": None}
+    with checkpoint.open_manager(tmp_path / "run") as manager:
+        checkpoint.save(manager, state, metadata, 1.0)
+        manager.wait_until_finished()
+    run(monkeypatch, tmp_path / "run", "--out", tmp_path / "b.pt")
+    said = capsys.readouterr().out
+    assert "residual True" in said and f"clouds_vox {config.gan.clouds_vox}" in said
+    run(monkeypatch, tmp_path / "b.pt", "--out", tmp_path / "again")
+    before, after = (trained.open_trained(tmp_path / name, tasks=("gan",)) for name in ("run", "again"))
+    assert before.metadata == after.metadata and after.parts.net.residual
+    assert "shortcut" in before.params
+    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
 
 
 def test_a_generator_alone_gets_a_new_critic(tmp_path, monkeypatch, capsys):
@@ -355,7 +379,7 @@ def zeros(*shape):
             "out_activation is 'sigmoid', expected 'tanh'",
         ),
         (state_of() | {convert.OURS: json.dumps({"config": {}})}, "damaged"),
-        (gan_state_of() | {"generator.c1.0.weight": zeros(1, 1, 3, 3)}, "1 input channels, expected 2 or 3"),
+        (gan_state_of() | {"generator.c1.0.weight": zeros(1, 1, 3, 3)}, "1 input channels, expected 2 or 3 or 4"),
         (
             gan_state_of() | {"discriminator.conv7.bias": zeros(1)},
             "not the published GAN: has an unexpected discriminator",

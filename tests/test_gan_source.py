@@ -156,6 +156,30 @@ def test_images_without_labels_show_where_their_cells_are(files):
     assert np.corrcoef(found.ravel(), by_labels.ravel())[0, 1] > 0.85
 
 
+def test_sketches_show_every_cell_at_a_brightness_of_its_own(files):
+    """Another one in every patch, between the levels of dim and bright cells, on their background."""
+    levels = (0.125, 0.25, 0.75)
+    config = configure(files, **{"gan.mask": "sketch", "gan.levels": levels})
+    masks = take(configure(files, **{"gan.mask": "cells"}), 2)[0]
+    greys = []
+    for batch, plain in zip(take(config, 2)[0], masks, strict=True):
+        for patch, mask in zip(batch["mask"], plain["mask"], strict=True):
+            np.testing.assert_array_equal(patch[mask == 0], levels[0])
+            greys.append(np.unique(patch[mask == 1]))
+            assert len(greys[-1]) <= 6  # cells of a file
+    greys = np.concatenate(greys)
+    assert len(np.unique(greys)) == len(greys) > 8 and levels[1] <= greys.min() and greys.max() <= levels[2]
+    assert greys.max() - greys.min() > 0.25
+
+
+@pytest.mark.parametrize("files", [2], indirect=True)
+def test_sketches_of_specimens(files):
+    own = {"gan.labels": "", "gan.recipe": "nuclei", "gan.shape": (48, 48), "gan.spacing_um": (0.5, 0.5),
+           "gan.mask": "sketch", "gan.levels": (0.125, 0.25, 0.75), "data.batch_size": 2}  # fmt: skip
+    found = np.stack([batch["mask"] for batch in take(configure(files, **own), 2)[0]])
+    assert found.min() == 0.125 and 0.25 < found.max() <= 0.75 and len(np.unique(found)) > 3
+
+
 @pytest.mark.parametrize("files", [2], indirect=True)
 def test_specimens_instead_of_files(files):
     """Every mask is a piece of a specimen of 2D nuclei, used for two steps; a later start continues in the middle."""
@@ -244,15 +268,25 @@ def test_real_nuclei(real_data, tmp_path):
 
 
 def test_a_residual_generators_masks_get_the_grey_values_of_the_images(files):
-    """Balls of 2000 on a background of 200; what is given stays, and other generators have none."""
-    config = configure(files, **{"gan.residual": True})
+    """Balls of 2200 on a background of 200; what is given stays, and other generators have none."""
+    config = configure(files, **{"gan.residual": True, "gan.mask": "cells"})
     source = gan_source.open_source(config, None)
     scale = intensities.Intensity.from_dict(source.begin(KEY, 0, placing())[2]()["intensity"])
     dark, bright = (float(intensities.in_units(2 * level - 1, scale)) for level in config.gan.levels)
-    assert dark == pytest.approx(200, abs=20) and 500 < bright < 2200
+    assert dark == pytest.approx(200, abs=20) and bright == pytest.approx(2200, abs=40)
+    assert config.gan.grain > 0.01
     config = configure(files, **{"gan.residual": True, "gan.levels": (0.1, 0.2)})
     gan_source.open_source(config, None)
     assert config.gan.levels == (0.1, 0.2)
+    config = configure(files, **{"gan.mask": "sketch"})
+    source = gan_source.open_source(config, None)
+    dark, dim, bright = (float(intensities.in_units(2 * level - 1, scale)) for level in config.gan.levels)
+    assert dark == pytest.approx(200, abs=10) and 2100 < dim <= bright < 2300
+    told = source.begin(KEY, 0, placing())[2]()["intensity"]
+    np.testing.assert_allclose((np.array(told["levels"]) + 1) / 2, config.gan.levels, atol=1e-4)
+    config = configure(files, **{"gan.mask": "sketch", "gan.image_labels": ""})
+    gan_source.open_source(config, None)
+    assert config.gan.levels == pytest.approx([(level + 1) / 2 for level in scale.levels], abs=1e-4)
     config = configure(files)
     gan_source.open_source(config, None)
     assert config.gan.levels == ()

@@ -28,7 +28,7 @@ MAY = (
         "image_files": BASE
         | {"cli", "data", "diffusion", "faithful", "pipeline", "specimens", "trained", "trained_gan"},
         "sample_jobs": BASE | {"data", "gan_files", "image_files", "sketch_files", "specimens"},
-        "gan_files": BASE | {"data", "image_files", "specimens", "trained"},
+        "gan_files": BASE | {"data", "image_files", "sim", "specimens", "tasks", "trained"},
         "trained_gan": BASE | {"data", "tasks", "trained"},
         "published_training": BASE | {"cli"},
         "bench_gan": BASE | {"bench_device", "bench_peer", "bench_train", "cli", "nn", "tasks"},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import gan_nuclei
-from jaxsynth import checkpoint, devices, keys, trained, trained_gan
+from jaxsynth import checkpoint, devices, keys, simulate, trained, trained_gan
 from jaxsynth import sample as command
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import tile_grid, volumes
@@ -32,6 +32,7 @@ def untrained(folder, mask, norm="none"):
     state = jax.jit(lambda key: gan.init(parts, key, (1, 32, 32, 1)))(keys.root(0))
     state = state.replace(ema_params=toy.weights(state.ema_params))
     intensity = intensities.fit([np.arange(256, dtype=np.uint8).reshape(16, 16)], "percentile").to_dict()
+    intensity["levels"] = gan.sketch_levels(config.gan)
     metadata = {"config": config.to_dict(), "intensity": intensity, "spacing_um": [0.5, 0.5], "num_files": 1}
     with checkpoint.open_manager(folder) as manager:
         checkpoint.save(manager, state, metadata, 1.0)
@@ -80,6 +81,26 @@ def test_images_of_labels_are_the_generators(model, labels, tmp_path):
         np.testing.assert_allclose(image.astype(int), expected.astype(int), atol=1)
     told = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert told["settings"]["source"]["labels"] == str(labels) and told["files"]["a"]["num_cells"] == 3
+
+
+def test_a_gan_of_sketches_draws_from_the_same_as_a_diffusion_model(labels, tmp_path):
+    """Label images with a brightness by chance are the sketches that `simulate` draws; others come from files."""
+    model = untrained(tmp_path / "run", "sketch")
+    drawn = sample(model, tmp_path / "drawn", "--labels", labels)
+    with pytest.MonkeyPatch.context() as patch:
+        words = ["--labels", labels, "--checkpoint", model, "--out", tmp_path / "sketches"]
+        patch.setattr(sys, "argv", ["simulate", *map(str, words)])
+        simulate.main()
+    given = sample(model, tmp_path / "given", "--sketches", tmp_path / "sketches" / "sketches")
+    bright = volumes.read(tmp_path / "sketches" / "sketches" / "a.tif")
+    assert len(np.unique(bright)) == 4
+    for name, image in drawn.items():
+        np.testing.assert_array_equal(given[name], image)
+    volumes.write(tmp_path / "sketches" / "sketches" / "a.tif", -bright, spacing_um=(0.5, 0.5))
+    other = sample(model, tmp_path / "other", "--sketches", tmp_path / "sketches" / "sketches")
+    assert (other["a"] != drawn["a"]).any() and (other["b"] == drawn["b"]).all()
+    again = sample(model, tmp_path / "recipe", "--recipe", "nuclei", "--shape", "40,56", "--num", 1)
+    assert again["nuclei_0000"].std() > 0
 
 
 def test_alpha_is_the_position_maps(model, labels, tmp_path):
@@ -141,6 +162,7 @@ def test_tiles_change_nothing(model):
     ("words", "message"),
     [
         ((), "nothing to start from: give --labels FOLDER or --recipe NAME"),
+        (("--sketches", "LABELS"), "--sketches: this GAN draws from boundary"),
         (("--labels", "LABELS", "--t_start", 3), "--t_start is for diffusion models"),
         (("--labels", "LABELS", "--alpha", 0), "--alpha: expected more than 0"),
         (("--labels", "LABELS", "--faithful", "redraw"), "a GAN makes the same image again"),

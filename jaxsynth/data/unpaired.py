@@ -18,14 +18,19 @@ from skimage import filters
 
 from jaxsynth import keys
 from jaxsynth.data import augment, stream
+from jaxsynth.errors import InputError
 from jaxsynth.records import Specimen
-from jaxsynth.sim import distance, membranes, views
+from jaxsynth.sim import brightness, distance, membranes, views
 
 FARTHEST_VOX = 6e4  # float16 ends at 65504
 SMOOTH_VOX = 2.0  # voxels along x
 LEAST_PART = 0.1  # of the largest
-# name -> (specimen, spacing_um) -> bool [*S], what of the labels is shown to the generator
-MASKS: dict[str, Callable] = {"boundary": views.walls, "cells": lambda made, spacing_um: made.labels > 0}
+# name -> (specimen, spacing_um) -> [*S], what of labels the generator sees: a mask, or cells of which sketches are made
+MASKS: dict[str, Callable] = {
+    "boundary": views.walls,
+    "cells": lambda made, spacing_um: made.labels > 0,
+    "sketch": lambda made, spacing_um: made.labels,
+}
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,27 @@ class Held:
 
 
 def of_labels(labels: np.ndarray, spacing_um: Sequence[float] | None, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """(mask uint8 [*S] in {0, 1}, distances float16 [*S] as in `Domain`) of a label image.
+    """(mask, distances float16 [*S] as in `Domain`) of a label image; arguments and errors as in `mask`."""
+    far = _distances(jnp.asarray(labels), _relative(spacing_um, labels.ndim))
+    return mask(labels, spacing_um, kind), np.asarray(far)
+
+
+def mask(labels: np.ndarray, spacing_um: Sequence[float] | None, kind: str) -> np.ndarray:
+    """The mask of a label image, uint8 [*S] in {0, 1}; for sketches the ranks of its labels, uint16 [*S].
 
     Args:
       labels: int32 [*S], 0 = background.
       spacing_um: micrometres per voxel; None where all axes are alike.
-      kind: one of MASKS: `boundary`, as `views.walls` has it, or `cells`.
+      kind: one of MASKS: `boundary`, as `views.walls` has it, `cells` or `sketch`.
+
+    Raises:
+      InputError: more cells than ranks, 65535, for sketches.
     """
-    labels, relative = jnp.asarray(labels), _relative(spacing_um, labels.ndim)
-    return np.asarray(_mask(labels, relative, kind)), np.asarray(_distances(labels, relative))
+    if kind == "sketch":
+        labels, ids, _ = brightness.ranked(labels)
+        if len(ids) > 2**16:
+            raise InputError(f"{len(ids) - 1} cells in one label image; sketches are drawn of at most {2**16 - 1}")
+    return np.asarray(_mask(jnp.asarray(labels), _relative(spacing_um, labels.ndim), kind))
 
 
 def of_image(image: np.ndarray, spacing_um: Sequence[float] | None) -> np.ndarray:
@@ -98,7 +115,7 @@ def _specimen(labels: jax.Array) -> Specimen:
 
 @functools.partial(jax.jit, static_argnames=("relative", "kind"))
 def _mask(labels: jax.Array, relative: tuple[float, ...], kind: str) -> jax.Array:
-    return MASKS[kind](_specimen(labels), relative).astype(jnp.uint8)
+    return MASKS[kind](_specimen(labels), relative).astype(jnp.uint16 if kind == "sketch" else jnp.uint8)
 
 
 @functools.partial(jax.jit, static_argnames="relative")
@@ -116,7 +133,7 @@ def place(domain: Domain, replicated: Sharding | None = None) -> Held:
 def batches(
     held: Held,
     key: jax.Array,
-    finish: Callable[[jax.Array], jax.Array],
+    finish: Callable[[jax.Array, jax.Array], jax.Array],
     *,
     patch: tuple[int, ...],
     batch_size: int,
@@ -130,7 +147,7 @@ def batches(
     Patches are drawn as `data.stream.batches` draws them; symmetries of the plane change both parts alike.
 
     Args:
-      finish: makes float32 of patches of values, voxel by voxel.
+      finish: (patches of values, a key) -> float32, voxel by voxel.
       scales_vox: alpha and beta of the position map, voxels along x.
       split: where batches lie.
 
@@ -142,7 +159,8 @@ def batches(
     offsets = np.cumsum(sizes) - sizes
 
     def batch(held, step):
-        at = stream.draw(keys.stream(key, step), shapes, patch, batch_size)
+        own = keys.stream(key, step)
+        at = stream.draw(own, shapes, patch, batch_size)
 
         def one(index, start, symmetry):
             where = (jnp.asarray(table, jnp.int32)[index] for table in (offsets, shapes))
@@ -150,7 +168,7 @@ def batches(
 
         values, far = jax.vmap(one)(at.index, at.start, at.symmetry)
         position = membranes.position(far.astype(jnp.float32), *scales_vox)
-        return finish(values)[..., None], position[..., None]
+        return finish(values, keys.stream(own, "finish"))[..., None], position[..., None]
 
     batch = jax.jit(batch, out_shardings=split)
     step = first_step

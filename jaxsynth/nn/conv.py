@@ -48,11 +48,13 @@ def half_conv(x: jax.Array, kernel: jax.Array, direct: bool = False) -> jax.Arra
     """Convolution of size 3, stride 2, one zero outside: [B, *S, C_in] -> [B, *ceil(S/2), C_out]. `direct` as in
     `same_conv`.
 
-    It is `down_conv` with a last tap of zero, for the sake of the gradients. What it adds in products is little beside
-    a stride-2 convolution's slow gradient in 3D.
+    It is `down_conv` with a last tap of zero, for the sake of the gradients: what it adds in products is little beside
+    a stride-2 convolution's slow gradient in 3D. On a CPU, where products are what takes the time, it goes without.
     """
     rank = x.ndim - 2
     x = jnp.pad(x, [(0, 0), *((0, size % 2) for size in x.shape[1:-1]), (0, 0)])
+    if on_cpu() and not direct:
+        return _shift_by_shift(jnp.pad(x, [(0, 0), *[(1, 1)] * rank, (0, 0)]), kernel)
     return down_conv(x, jnp.pad(kernel, [*[(0, 1)] * rank, (0, 0), (0, 0)]), direct)
 
 
@@ -114,6 +116,23 @@ def _sum_over_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:
     for tap, corner in enumerate(itertools.product((0, 1), repeat=rank)):
         window = [slice(None), *(slice(i, i + size) for i, size in zip(corner, space, strict=True))]
         total = total + products[(*window, slice(tap * features, (tap + 1) * features))]
+    return total.astype(x.dtype)
+
+
+def _shift_by_shift(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution of size 3 and stride 2 without padding as a product for each shift of the cells, of the places for
+    which it has taps: of an axis both of a cell, the first of the next."""
+    rank = x.ndim - 2
+    cells = _cells(x, 1)
+    space = [size - 1 for size in cells.shape[1:-1]]
+    cells = cells.reshape(*cells.shape[:-1], *(2,) * rank, -1)
+    total = 0.0
+    for corner in itertools.product((0, 1), repeat=rank):
+        window = [slice(None), *(slice(i, i + size) for i, size in zip(corner, space, strict=True))]
+        part = cells[(*window, *(slice(2 - i) for i in corner))]
+        taps = kernel[tuple(slice(2 * i, 2 + i) for i in corner)]
+        part, taps = part.reshape(*part.shape[: rank + 1], -1), taps.reshape(-1, taps.shape[-1])
+        total = total + jnp.matmul(part, taps, preferred_element_type=jnp.float32)
     return total.astype(x.dtype)
 
 

@@ -4,6 +4,8 @@ Source: Eschweiler et al., "3D fluorescence microscopy data synthesis for segmen
 003, whose published weights they take without change.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -13,7 +15,7 @@ from jaxsynth.nn import unet
 from jaxsynth.nn.blocks import Conv, LeakyUpStage, Norm, check_norm, leaky
 from jaxsynth.nn.leaky_unet import LeakyUNet
 
-STEEPNESS, GRAIN = 4.0, 0.5  # of a residual generator at first: about the identity, with grain of 0.05 in [0, 1]
+DARKEST = 0.01  # grey value that a residual generator takes for 0, whose logit would be infinite; 1 likewise
 CRITIC_HALVINGS = 4  # the critic's map has a value for every 16 voxels of an axis
 
 
@@ -25,13 +27,15 @@ class Generator(LeakyUNet):
     Attributes, three parts and errors are those of `leaky_unet.LeakyUNet`. Resolution is doubled by pixel shuffles, as
     in `unet.UNet`, whose sizes it has: `deepen` returns 8 features.
 
-    With `residual` a linear function of every voxel's inputs alone is added before the sigmoid. It is learnt, too, and
-    begins as STEEPNESS (x - 1/2) of the first channel plus GRAIN times the third, where there is one: an untrained
-    network returns masks nearly as they are, with grain on them. The published network has no such shortcut.
+    With `residual` a linear function of every voxel's inputs alone, of the first channel its logit, is added before the
+    sigmoid. It is learnt, too, and begins as the logit plus `grain` times the third channel, where there is one: an
+    untrained network returns masks at grey values as they are, with grain on them. The published network has no such
+    shortcut.
     """
 
     out_channels: int = 1
     residual: bool = False
+    grain: float = 0.5
 
     def add_decoder(self, stage):
         f = self.features
@@ -41,15 +45,18 @@ class Generator(LeakyUNet):
             setattr(self, f"c{level + 4}", stage((channels, channels), self.norm))
 
         if self.residual:
-            begin = nn.initializers.constant(-STEEPNESS / 2)
-            self.shortcut = nn.Dense(self.out_channels, kernel_init=_shortcut, bias_init=begin)
+            kernel = functools.partial(_shortcut, grain=self.grain)
+            self.shortcut = nn.Dense(self.out_channels, kernel_init=kernel)
 
     def activation(self, raw, x):
-        return nn.sigmoid(raw + self.shortcut(x) if self.residual else raw)
+        if self.residual:
+            grey = jnp.clip(x[..., :1], DARKEST, 1 - DARKEST)
+            raw += self.shortcut(jnp.concatenate([jnp.log(grey / (1 - grey)), x[..., 1:]], -1))
+        return nn.sigmoid(raw)
 
 
-def _shortcut(key, shape, dtype):
-    return jnp.zeros(shape, dtype).at[:3, 0].set(jnp.asarray([STEEPNESS, 0, GRAIN], dtype)[: shape[0]])
+def _shortcut(key, shape, dtype, grain):
+    return jnp.zeros(shape, dtype).at[:3, 0].set(jnp.asarray([1, 0, grain], dtype)[: shape[0]])
 
 
 class Critic(nn.Module):

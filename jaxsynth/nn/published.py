@@ -61,7 +61,7 @@ def describe(state: Mapping[str, np.ndarray]) -> Network:
     """
     start = ""
     if any(name.startswith(("generator.", "discriminator.")) for name in state):
-        task, start, norm, channels = "gan", "generator.", "c2.1", (2, 3)
+        task, start, norm, channels = "gan", "generator.", "c2.1", (2, 3, 4)
     elif "u1.3.weight" in state:  # where the others have a pixel shuffle this one has another convolution
         task, norm, channels = "flowseg", "c2.1", (1,)
     else:

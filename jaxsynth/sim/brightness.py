@@ -4,13 +4,16 @@ A distribution is its quantile table: float32 [Q], rising, the quantiles at the 
 with straight lines between.
 """
 
+import math
 from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from skimage.segmentation import relabel_sequential
 
+from jaxsynth import keys
 from jaxsynth.errors import InputError
 from jaxsynth.sim.sketch import cell_means
 
@@ -92,16 +95,36 @@ def fit_images(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Brightness:
         labels, image = np.asarray(labels), np.asarray(image)
         if labels.shape != image.shape:
             raise InputError(f"brightness: expected labels of the image's shape {image.shape}; got {labels.shape}")
-        # Ids in files may be large and sparse.
-        ids, ranks = np.unique(labels, return_inverse=True)
-        ranks = ranks.reshape(labels.shape) + int(ids[0] != 0)
-        num = int(ranks.max())
-        # Few different table sizes, so that few programs are compiled.
-        capacity = 64 * (num // 64 + 1)
-        found, background = _cell_means(jnp.asarray(ranks, jnp.int32), jnp.asarray(image, jnp.float32), capacity)
-        means.append(np.asarray(found)[:num])
+        ranks, ids, capacity = ranked(labels)
+        found, background = _cell_means(jnp.asarray(ranks), jnp.asarray(image, jnp.float32), capacity)
+        means.append(np.asarray(found)[: len(ids) - 1])
         backgrounds.append(float(background))
     return fit(np.concatenate(means) if means else np.zeros(0), float(np.mean(backgrounds)) if backgrounds else 0.0)
+
+
+def ranked(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Labels for tables that go by rank, as ids in files may be large and sparse; on the host.
+
+    Args:
+      labels: integers [*S], 0 = background.
+
+    Returns:
+      Ranks int32 [*S]; the id of every rank, 0 first; and the size of a table for them, one of few, so that few
+      programs are compiled.
+    """
+    ranks, _, ids = relabel_sequential(labels)
+    ids = np.asarray(ids)
+    return ranks.astype(np.int32), ids, 2 ** math.ceil(math.log2(max(len(ids) - 1, 63) + 1))
+
+
+def of_ranks(key: jax.Array, capacity: int) -> jax.Array:
+    """The brightness of every rank of label files, where nothing is known of it: U(0, 1), float32 [capacity + 1].
+
+    Args:
+      key: of the file.
+      capacity: static, see `ranked`.
+    """
+    return jax.random.uniform(keys.stream(key, "brightness"), (capacity + 1,))
 
 
 _cell_means = jax.jit(cell_means, static_argnums=2)

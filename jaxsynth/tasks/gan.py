@@ -20,6 +20,8 @@ from jaxsynth.metrics import profiles
 from jaxsynth.nn import gan
 from jaxsynth.optimiser import update_ema
 from jaxsynth.records import TrainState
+from jaxsynth.sim import deform
+from jaxsynth.sim.sketch import LEVELS, blur
 from jaxsynth.tasks import ddpm
 
 SOURCE = "gan_source"  # where batches come from, see `train_source`
@@ -31,7 +33,8 @@ LOSSES = {
     "hinge": (lambda x: jax.nn.relu(1 - x), lambda x: jax.nn.relu(1 + x), jnp.negative),
 }
 # Keys of config.gan that checkpoints of earlier versions lack, and how those were trained.
-EARLIER = {"critic_norm": "", "residual": False, "levels": (), "critic_gain": 1.0, "critic_rate": 1.0}
+EARLIER = {"critic_norm": "", "residual": False, "levels": (), "grain": 0.0, "sigma": 0.0}
+EARLIER |= {"critic_gain": 1.0, "critic_rate": 1.0, "clouds_vox": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,10 @@ class Parts:
     Attributes:
       net: the generator.
       noise_channel: whether its input has a third channel, of noise, see `generator_input`.
-      levels: grey values in [0, 1] of masks, of their background and cells.
+      clouds_vox: over how many voxels the noise of a fourth one is smooth; 0: there is none.
+      background: grey value in [0, 1] of the images' background.
+      contrast: of masks' cells to it; None: masks are sketches, which have their grey values.
+      sigma: blur of masks, voxels.
       critic: the patch critic.
       loss: one of LOSSES.
       identity: weight of the identity loss.
@@ -56,7 +62,10 @@ class Parts:
 
     net: gan.Generator
     noise_channel: bool
-    levels: tuple[float, float]
+    clouds_vox: float
+    background: float
+    contrast: float | None
+    sigma: float
     critic: gan.Critic
     loss: str
     identity: float
@@ -82,16 +91,19 @@ def build(config: ConfigDict) -> Parts:
     own = EARLIER | config.gan.to_dict()
     if own["loss"] not in LOSSES:
         raise InputError(f"unknown gan.loss {own['loss']!r}: expected one of {', '.join(LOSSES)}")
-    least = {"identity": 0, "critic_gain": 0, "critic_rate": 0, "r1": 0, "r1_every": 1, "ada_step": 0, "ada_every": 1}
+    least = {"identity": 0, "critic_gain": 0, "critic_rate": 0, "clouds_vox": 0, "r1": 0, "r1_every": 1, "ada_step": 0}
+    least |= {"ada_every": 1}
     for name, limit in least.items():
         if not own[name] >= limit:
             raise InputError(f"gan.{name} must be at least {limit}, got {own[name]}")
     target, start = own["ada_target"], own["ada_start"]
     if not (-1 <= target <= 1 and 0 <= start <= 1):
         raise InputError(f"expected gan.ada_target in -1..1 and gan.ada_start in 0..1, got {target} and {start}")
-    levels = tuple(own["levels"]) or (0.0, 1.0)
-    if len(levels) != 2 or not all(0 <= level <= 1 for level in levels):
-        raise InputError(f"gan.levels: expected two grey values in 0..1, of background and cells, or (), got {levels}")
+    if not 0 <= own["sigma"] < 100:
+        raise InputError(f"gan.sigma must lie in 0..100 voxels, got {own['sigma']}")
+    if not 0 <= own["grain"] < 1:
+        raise InputError(f"gan.grain must lie in 0..1, got {own['grain']}")
+    background, *cells = levels_of(own)
     shared = ddpm.network_options(config)
     critic_norm = own["critic_norm"] or config.model.norm
     if critic_norm == "instance" and 0 < max(config.data.patch, default=0) <= LEAST_PATCH:
@@ -100,10 +112,16 @@ def build(config: ConfigDict) -> Parts:
             f"got {tuple(config.data.patch)}"
         )
     of_generator = shared | {"remat": ddpm.recomputes(config) == "always", "residual": own["residual"]}
+    if own["grain"]:
+        dark = min(max(background, gan.DARKEST), 1 - gan.DARKEST)
+        of_generator["grain"] = own["grain"] / (dark * (1 - dark))  # a sigmoid is as steep as this product
     return Parts(
         net=gan.Generator(features=config.model.features, **of_generator),
         noise_channel=config.model.noise_channel,
-        levels=levels,
+        clouds_vox=own["clouds_vox"] if config.model.noise_channel else 0.0,
+        background=background,
+        contrast=None if own["mask"] == "sketch" else cells[0] - background,
+        sigma=own["sigma"],
         critic=gan.Critic(features=own["critic_features"], **(shared | {"norm": critic_norm})),
         **{name: own[name] for name in ("loss", "identity", "critic_gain", "critic_rate", "r1", "r1_every")},
         **{name: own[name] for name in ("ada_target", "ada_step", "ada_every", "ada_start")},
@@ -111,6 +129,24 @@ def build(config: ConfigDict) -> Parts:
         accumulate=config.optim.accumulate,
         ema_decay=config.optim.ema_decay,
     )
+
+
+def levels_of(own: dict | ConfigDict) -> tuple[float, ...]:
+    """The grey values in [0, 1] of config.gan: of background and cells; of sketches' background, dim and bright cells.
+
+    Raises:
+      InputError: there are more or fewer, or they are no grey values.
+    """
+    names = ("background", "dim cells", "bright cells") if own["mask"] == "sketch" else ("background", "cells")
+    levels = tuple(own["levels"]) or ((0.0, 0.25, 1.0) if len(names) == 3 else (0.0, 1.0))
+    if len(levels) != len(names) or not all(0 <= level <= 1 for level in levels):
+        raise InputError(f"gan.levels: expected grey values in 0..1 of {', '.join(names)}, or (); got {levels}")
+    return levels
+
+
+def sketch_levels(own: ConfigDict) -> tuple[float, ...]:
+    """The grey values in [-1, 1] of the sketches that config.gan asks for; where it asks for none, any."""
+    return tuple(round(2 * level - 1, 4) for level in levels_of(own)) if own.mask == "sketch" else LEVELS
 
 
 def init(parts: Parts, key: jax.Array, batch_shape: tuple[int, ...]) -> TrainState:
@@ -137,26 +173,35 @@ def init(parts: Parts, key: jax.Array, batch_shape: tuple[int, ...]) -> TrainSta
 
 
 def generator_input(parts: Parts, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
-    """What the generator draws from: masks in {0, 1} and position maps, float32 [B, *S, 2] -> [B, *S, 2 or 3], the
-    masks at the grey values parts.levels, with a channel of normal noise where there is one (`model.noise_channel`).
+    """What the generator draws from: masks in {0, 1}, or sketches in [0, 1], and position maps, float32 [B, *S, 2] ->
+    [B, *S, 2 to 4], the masks at the images' grey values, blurred by parts.sigma, with a channel of normal noise where
+    there is one (`model.noise_channel`), and one of smooth noise (`gan.clouds_vox`).
 
-    The published generator has neither. Without noise every voxel of equal surroundings gets the same grey value: the
-    grain of a camera can then only be imitated by a pattern that repeats itself.
+    The published generator has none of these. Without noise every voxel of equal surroundings gets the same grey value:
+    the grain of a camera can then only be imitated by a pattern that repeats itself, and that backgrounds of real
+    images are not equally bright everywhere, which the critic soon sees, not at all.
 
     Args:
       own_keys: of the images, [B].
     """
-    dark, bright = parts.levels
-    maps = maps.at[..., :1].set(dark + (bright - dark) * maps[..., :1])
+    grey = maps[..., 0]
+    if parts.contrast is not None:
+        grey = parts.background + parts.contrast * grey
+    grey = blur(grey, (0.0,) + (parts.sigma,) * (grey.ndim - 1))
+    maps = maps.at[..., 0].set(grey)
     if not parts.noise_channel:
         return maps
     shape = (*maps.shape[1:-1], 1)
     noise = jax.vmap(lambda key: samplers.rows_of_noise(keys.stream(key, "noise"), 0, shape))(own_keys)
-    return jnp.concatenate([maps, noise], axis=-1)
+    if not parts.clouds_vox:
+        return jnp.concatenate([maps, noise], axis=-1)
+    knots = (parts.clouds_vox,) * len(shape[:-1])
+    clouds = jax.vmap(lambda key: deform.smooth_noise(keys.stream(key, "clouds"), shape[:-1], knots))(own_keys)
+    return jnp.concatenate([maps, noise, clouds[..., None]], axis=-1)
 
 
 def generate(parts: Parts, params, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
-    """Masks in {0, 1} and their position maps, float32 [B, *S, 2] -> images float32 [B, *S, 1] in [-1, 1].
+    """Masks in {0, 1} or sketches, and their position maps, float32 [B, *S, 2] -> images float32 [B, *S, 1] in [-1, 1].
 
     Args:
       params: of the generator.
@@ -271,7 +316,7 @@ def _gradients(parts: Parts, state: TrainState, batch, own_keys, probability):
 def _logits(parts: Parts, params, images: jax.Array, position: jax.Array) -> jax.Array:
     """What the critic says of images in [0, 1]. Without a norm it is slow to see what differs by a few hundredths of an
     input (docs/gan.md); parts.critic_gain makes it more, about the background of the images."""
-    seen = parts.critic_gain * (images - parts.levels[0])
+    seen = parts.critic_gain * (images - parts.background)
     return parts.critic.apply({"params": params}, jnp.concatenate([seen, position], -1))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsynth.data import volumes
-from jaxsynth.data.intensity import METHODS, Intensity, denormalise, fit, normalise
+from jaxsynth.data.intensity import METHODS, Intensity, denormalise, fit, grain, normalise
 from jaxsynth.errors import InputError
 
 
@@ -162,6 +162,18 @@ def test_statistics_do_not_depend_on_how_the_set_is_cut(cells):
     for method in METHODS:
         one, other = fit(cells, method), fit(lambda: iter(parts), method)
         assert (one.low, one.high, one.background, one.scale) == (other.low, other.high, other.background, other.scale)
+
+
+def test_grain_is_the_white_noise_whatever_is_smooth():
+    rng = np.random.default_rng(0)
+    for shape in ((128, 128), (24, 48, 48), (1, 96, 96)):
+        noise = rng.normal(0, 3, shape)
+        ramps = sum(np.linspace(0, 500, n).reshape([-1 if a == k else 1 for a in range(len(shape))])
+                    for k, n in enumerate(shape))  # fmt: skip
+        smooth = 200 * np.sin(ramps / 60)
+        smooth[..., 20:30, 20:30] += 1000
+        assert grain(smooth + noise) == pytest.approx(3, rel=0.06)
+        assert grain(smooth) < 0.1
 
 
 def test_intensity_survives_json(cells):
