@@ -80,6 +80,7 @@ def read_config(features: int, critic_features: int):
         "gan.critic_norm": "instance",
         "gan.residual": False,
         "gan.critic_gain": 1.0,
+        "gan.critic_mask": False,
         "gan.r1": 0.0,
         "model.noise_channel": False,
         "gan.mask": "cells",

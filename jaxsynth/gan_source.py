@@ -22,7 +22,7 @@ from jaxsynth.tasks import gan
 from jaxsynth.train_source import VAL_PATCHES, Placing, Source
 
 LEAST_GRAIN = 1e-3  # in [0, 1]: of none the generator could not learn any
-PARTS = ("image", "image_position", "mask", "position")
+IMAGE_PARTS, PARTS = ("image", "image_position", "image_mask"), ("mask", "position")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,8 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
     gan.levels and gan.grain where they are of use.
 
     A batch is "image" in [-1, 1] with its "image_position", "mask" in {0, 1} (sketches: in [0, 1]) with its "position"
-    (paper 003, eq. 1): float32 [B, *patch, 1] each. Batch i depends on the key and i alone.
+    (paper 003, eq. 1), and where the critic is to see masks "image_mask": float32 [B, *patch, 1] each. Batch i depends
+    on the key and i alone.
 
     Args:
       saved: metadata of the run's checkpoint. inherited: of another run that it starts from. Their scale of brightness
@@ -66,6 +67,8 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
         raise InputError("gan.shape and gan.spacing_um are those of specimens: they go with gan.recipe, not gan.labels")
     if bool(own.labels) == bool(own.recipe):
         raise InputError("expected either label images, gan.labels, or a recipe, gan.recipe, to make masks of")
+    if own.critic_mask and not own.image_labels:
+        raise InputError("gan.critic_mask: the critic sees the masks of real images, too: set gan.image_labels")
     train_set, val_set = train_start.open_images(config)
     known = train_source.known_intensity(config, train_set, saved or inherited)
     scale = known or intensities.fit(lambda: volumes.each(train_set), data.normalization)
@@ -102,8 +105,8 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
             )  # fmt: skip
             drawn = draw(keys.stream(own_key, "masks"), first, symmetries)
             with contextlib.closing(images), contextlib.closing(drawn):
-                for both in zip(images, drawn, strict=True):
-                    yield dict(zip(PARTS, itertools.chain(*both), strict=True))
+                for of_image, of_mask in zip(images, drawn, strict=True):
+                    yield dict(zip(IMAGE_PARTS, of_image, strict=False)) | dict(zip(PARTS, of_mask, strict=True))
 
         fixed_on = unpaired.place(held_out, placing.replicated) if val_set else on_device
         fixed = batches(keys.stream(key, "held out"), fixed_on, 0, False)
@@ -116,8 +119,8 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
         return coming, val_batches, lambda: train_source.metadata(train_set, scale, saved)
 
     return Source(
-        batch=_batch(batch_size, patch),
-        held_out_batch=_batch(num_val * batch_size, patch),
+        batch=_batch(config, batch_size),
+        held_out_batch=_batch(config, num_val * batch_size),
         held_bytes=num_bytes,
         summary=f"{len(train_set.paths)} training and {len(val_set.paths) if val_set else 0} held-out images "
         f"({train_set.ndim}D, {train_set.dtype}), where they show the organism told by "
@@ -170,8 +173,9 @@ def _labels_of(config, file, image: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _batch(size: int, patch: tuple[int, ...]) -> dict:
-    return {name: jax.ShapeDtypeStruct((size, *patch, 1), "float32") for name in PARTS}
+def _batch(config, size: int) -> dict:
+    names = (*IMAGE_PARTS[: 2 + config.gan.critic_mask], *PARTS)
+    return {name: jax.ShapeDtypeStruct((size, *config.data.patch, 1), "float32") for name in names}
 
 
 def _label_files(config, train_set, val_set) -> tuple[list | None, list | None]:
@@ -198,7 +202,7 @@ def _read_labels(config, file) -> np.ndarray:
 
 def _images(config, opened: volumes.VolumeSet, scale, files: list | None) -> unpaired.Domain:
     """Images as their files have them, and how far from the organism's boundary their voxels are."""
-    values, distances = [], []
+    values, distances, masks = [], [], []
     for index, image in enumerate(volumes.each(opened)):
         values.append(image)
         if files is None:
@@ -206,7 +210,10 @@ def _images(config, opened: volumes.VolumeSet, scale, files: list | None) -> unp
             continue
         labels = _labels_of(config, files[index], image)
         distances.append(unpaired.of_labels(labels, opened.spacing_um, "cells")[1])
-    return unpaired.Domain(tuple(values), tuple(distances))
+        if config.gan.critic_mask:
+            kind = "cells" if config.gan.mask == "sketch" else config.gan.mask
+            masks.append(unpaired.mask(labels, opened.spacing_um, kind))
+    return unpaired.Domain(tuple(values), tuple(distances), tuple(masks))
 
 
 def _from_files(config, image_spacing_um) -> Masks:

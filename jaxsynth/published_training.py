@@ -85,7 +85,7 @@ def _from_file(source: Path, content: dict, network) -> dict:
         return config
     config["model"]["noise_channel"] = network.in_channels > 2  # only files written here have it
     plain = {"critic_norm": "", "residual": False, "critic_gain": 1.0, "critic_rate": 1.0, "r1": 0.0, "identity": 1.0}
-    plain |= {"sigma": 0.0, "clouds_vox": 16.0 if network.in_channels > 3 else 0.0}
+    plain |= {"critic_mask": False, "sigma": 0.0, "clouds_vox": 16.0 if network.in_channels > 3 else 0.0}
     config["gan"] |= plain
     if network.critic_features:
         config["gan"]["critic_features"] = network.critic_features

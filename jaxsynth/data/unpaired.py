@@ -40,10 +40,12 @@ class Domain:
     Attributes:
       values: [*S] each, all of one dtype.
       distances: float16 [*S] each, signed distance to the organism's boundary in voxels along x, positive within.
+      masks: of images, their own masks, uint8 [*S] in {0, 1} each; (): they are not wanted.
     """
 
     values: tuple[np.ndarray, ...]
     distances: tuple[np.ndarray, ...]
+    masks: tuple[np.ndarray, ...] = ()
 
     @property
     def num_voxels(self) -> int:
@@ -51,16 +53,17 @@ class Domain:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that both take on the device."""
-        return sum(own.nbytes for own in (*self.values, *self.distances))
+        """Bytes that all take on the device."""
+        return sum(own.nbytes for own in (*self.values, *self.distances, *self.masks))
 
 
 @struct.dataclass
 class Held:
-    """A domain on the devices: values and distances, flat [N] each, and the volumes' shapes, a static tuple."""
+    """A domain on the devices: values, distances and masks, flat [N] each, and the volumes' shapes, a static tuple."""
 
     values: jax.Array
     distances: jax.Array
+    masks: jax.Array | None
     shapes: tuple[tuple[int, ...], ...] = struct.field(pytree_node=False)
 
 
@@ -125,9 +128,12 @@ def _distances(labels: jax.Array, relative: tuple[float, ...]) -> jax.Array:
 
 def place(domain: Domain, replicated: Sharding | None = None) -> Held:
     """The domain on the devices, whole on each."""
-    flat = [np.concatenate([own.ravel() for own in some]) for some in (domain.values, domain.distances)]
+
+    def whole(some):
+        return stream.place(np.concatenate([own.ravel() for own in some]), replicated) if some else None
+
     shapes = tuple(own.shape for own in domain.values)
-    return Held(*(stream.place(array, replicated) for array in flat), shapes)
+    return Held(whole(domain.values), whole(domain.distances), whole(domain.masks), shapes)
 
 
 def batches(
@@ -141,10 +147,10 @@ def batches(
     symmetries: bool = True,
     first_step: int = 0,
     split: NamedSharding | None = None,
-) -> Iterator[tuple[jax.Array, jax.Array]]:
+) -> Iterator[tuple[jax.Array, ...]]:
     """Batches for steps first_step, first_step + 1, ...; batch i depends on `key` and i alone.
 
-    Patches are drawn as `data.stream.batches` draws them; symmetries of the plane change both parts alike.
+    Patches are drawn as `data.stream.batches` draws them; symmetries of the plane change all parts alike.
 
     Args:
       finish: (patches of values, a key) -> float32, voxel by voxel.
@@ -152,7 +158,7 @@ def batches(
       split: where batches lie.
 
     Yields:
-      (values, position maps): float32 [B, *patch, 1] each.
+      (values, position maps), and the masks of a domain that has them: float32 [B, *patch, 1] each.
     """
     shapes = np.asarray(held.shapes)
     sizes = np.prod(shapes, axis=1)
@@ -164,11 +170,13 @@ def batches(
 
         def one(index, start, symmetry):
             where = (jnp.asarray(table, jnp.int32)[index] for table in (offsets, shapes))
-            return cut_one((held.values, held.distances), *where, start, symmetry, patch, symmetries)
+            flat = [array for array in (held.values, held.distances, held.masks) if array is not None]
+            return cut_one(flat, *where, start, symmetry, patch, symmetries)
 
-        values, far = jax.vmap(one)(at.index, at.start, at.symmetry)
+        values, far, *masks = jax.vmap(one)(at.index, at.start, at.symmetry)
         position = membranes.position(far.astype(jnp.float32), *scales_vox)
-        return finish(values, keys.stream(own, "finish"))[..., None], position[..., None]
+        found = (finish(values, keys.stream(own, "finish")), position, *(mask.astype(jnp.float32) for mask in masks))
+        return tuple(part[..., None] for part in found)
 
     batch = jax.jit(batch, out_shardings=split)
     step = first_step

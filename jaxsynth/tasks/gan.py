@@ -34,7 +34,7 @@ LOSSES = {
 }
 # Keys of config.gan that checkpoints of earlier versions lack, and how those were trained.
 EARLIER = {"critic_norm": "", "residual": False, "levels": (), "grain": 0.0, "sigma": 0.0}
-EARLIER |= {"critic_gain": 1.0, "critic_rate": 1.0, "clouds_vox": 0.0}
+EARLIER |= {"critic_mask": False, "critic_gain": 1.0, "critic_rate": 1.0, "clouds_vox": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Parts:
       critic: the patch critic.
       loss: one of LOSSES.
       identity: weight of the identity loss.
+      critic_mask: whether the critic sees masks.
       critic_gain: contrast of images as the critic sees them.
       critic_rate: of the critic's learning rate to the generator's.
       r1: weight of the critic's gradient penalty on real images; 0: none.
@@ -69,6 +70,7 @@ class Parts:
     critic: gan.Critic
     loss: str
     identity: float
+    critic_mask: bool
     critic_gain: float
     critic_rate: float
     r1: float
@@ -123,7 +125,8 @@ def build(config: ConfigDict) -> Parts:
         contrast=None if own["mask"] == "sketch" else cells[0] - background,
         sigma=own["sigma"],
         critic=gan.Critic(features=own["critic_features"], **(shared | {"norm": critic_norm})),
-        **{name: own[name] for name in ("loss", "identity", "critic_gain", "critic_rate", "r1", "r1_every")},
+        **{name: own[name] for name in ("loss", "identity", "critic_mask", "critic_gain", "critic_rate")},
+        **{name: own[name] for name in ("r1", "r1_every")},
         **{name: own[name] for name in ("ada_target", "ada_step", "ada_every", "ada_start")},
         optimiser=ddpm.optimiser_of(config),
         accumulate=config.optim.accumulate,
@@ -159,9 +162,10 @@ def init(parts: Parts, key: jax.Array, batch_shape: tuple[int, ...]) -> TrainSta
       params {"generator", "critic"}, ema_params those of the generator, opt_state {"generator", "critic", "ada"}.
     """
     x = jnp.zeros((1, *batch_shape[1:-1], 2))
+    seen = jnp.zeros((1, *batch_shape[1:-1], 2 + parts.critic_mask))
     params = {
         "generator": parts.net.init(keys.stream(key, "params"), generator_input(parts, key[None], x))["params"],
-        "critic": parts.critic.init(keys.stream(key, "critic"), x)["params"],
+        "critic": parts.critic.init(keys.stream(key, "critic"), seen)["params"],
     }
     opt_state = {name: parts.optimiser.init(own) for name, own in params.items()}
     return TrainState(
@@ -232,7 +236,8 @@ def step(parts: Parts, state: TrainState, batch: dict[str, jax.Array], key: jax.
 
     Args:
       batch: "image" float32 [B, *patch, 1] in [-1, 1] with "image_position", "mask" [B, *patch, 1] in {0, 1} with
-        "position", both in [-1, 1] (paper 003, eq. 1); images and masks need not belong together.
+        "position", both in [-1, 1] (paper 003, eq. 1); images and masks need not belong together. With
+        parts.critic_mask also "image_mask", the image's own.
       key: the run's key; the draws depend on it and on state.step.
 
     Returns:
@@ -270,8 +275,11 @@ def step(parts: Parts, state: TrainState, batch: dict[str, jax.Array], key: jax.
 
 def _gradients(parts: Parts, state: TrainState, batch, own_keys, probability):
     """Of one micro-batch: gradients of both networks, the mean sign of the logits of real images, and scalars."""
-    real, real_position = _as_seen(batch["image"]), batch["image_position"]
+    real, real_position, real_maps = _as_seen(batch["image"]), batch["image_position"], _maps_of_images(parts, batch)
     mask, position = batch["mask"], batch["position"]
+    # Of sketches what is cell and what is not: how bright the cells of real images are is in the images.
+    shown = mask if parts.contrast is not None else (jnp.abs(mask - parts.background) > 1e-3).astype(mask.dtype)
+    maps = jnp.concatenate([position, shown], -1) if parts.critic_mask else position
     count = real.shape[0]
 
     def draw(params):
@@ -284,17 +292,17 @@ def _gradients(parts: Parts, state: TrainState, batch, own_keys, probability):
         made = made.reshape(count, 2, *made.shape[1:])
         return made[:, 0], made[:, 1]
 
-    def judge(params, images, position, name):
+    def judge(params, images, maps, name):
         own = jax.vmap(lambda key: keys.stream(key, name))(own_keys)
         changed = jax.vmap(ada.augment, (0, 0, None))(own, images[..., 0], probability)[..., None]
-        return _logits(parts, params, changed, position)
+        return _logits(parts, params, changed, maps)
 
     of_real, of_fake, of_own = (lambda x, loss=loss: loss(x).mean() for loss in LOSSES[parts.loss])
     (fake, same), back_to_generator = jax.vjp(draw, state.params["generator"])
     # The critic sees every picture once: its gradient and the generator's go back through the same evaluation.
     critic = state.params["critic"]
-    logits_fake, back_from_fake = jax.vjp(lambda params, images: judge(params, images, position, "fake"), critic, fake)
-    logits_real, back_from_real = jax.vjp(lambda params: judge(params, real, real_position, "real"), critic)
+    logits_fake, back_from_fake = jax.vjp(lambda params, images: judge(params, images, maps, "fake"), critic, fake)
+    logits_real, back_from_real = jax.vjp(lambda params: judge(params, real, real_maps, "real"), critic)
     loss_real, cotangent_real = jax.value_and_grad(of_real)(logits_real)
     loss_fake, cotangent_fake = jax.value_and_grad(of_fake)(logits_fake)
     adversarial, cotangent_own = jax.value_and_grad(of_own)(logits_fake)
@@ -313,11 +321,17 @@ def _gradients(parts: Parts, state: TrainState, batch, own_keys, probability):
     return grads, jnp.sign(logits_real).mean(), scalars
 
 
-def _logits(parts: Parts, params, images: jax.Array, position: jax.Array) -> jax.Array:
-    """What the critic says of images in [0, 1]. Without a norm it is slow to see what differs by a few hundredths of an
-    input (docs/gan.md); parts.critic_gain makes it more, about the background of the images."""
+def _maps_of_images(parts: Parts, batch) -> jax.Array:
+    """What the critic sees beside real images: position maps, and their masks where it does."""
+    position = batch["image_position"]
+    return jnp.concatenate([position, batch["image_mask"]], -1) if parts.critic_mask else position
+
+
+def _logits(parts: Parts, params, images: jax.Array, maps: jax.Array) -> jax.Array:
+    """What the critic says of images in [0, 1] with these maps. Without a norm it is slow to see what differs by a few
+    hundredths of an input (docs/gan.md); parts.critic_gain makes it more, about the background of the images."""
     seen = parts.critic_gain * (images - parts.background)
-    return parts.critic.apply({"params": params}, jnp.concatenate([seen, position], -1))
+    return parts.critic.apply({"params": params}, jnp.concatenate([seen, maps], -1))
 
 
 def _penalty(parts: Parts, state: TrainState, batch):
@@ -327,11 +341,11 @@ def _penalty(parts: Parts, state: TrainState, batch):
     Of the mean over a patch's logits it takes what is cheap, the squared gradient of their sum over their number, which
     is the same where no voxel moves two logits, and does not grow with the patch either.
     """
-    real, position = _as_seen(batch["image"]), batch["image_position"]
+    real, maps = _as_seen(batch["image"]), _maps_of_images(parts, batch)
 
     def penalty(params):
         def total(images):
-            logits = _logits(parts, params, images, position)
+            logits = _logits(parts, params, images, maps)
             return logits.sum(), logits.size
 
         by_image, count = jax.grad(total, has_aux=True)(real)

@@ -21,6 +21,7 @@ def make(**overrides):
     # Without what is tested where it is asked for.
     plain = {"model.noise_channel": False, "gan.residual": False, "gan.critic_norm": "", "gan.r1": 0.0}
     plain |= {"gan.critic_gain": 1.0, "gan.r1_every": 16, "gan.mask": "cells", "gan.sigma": 0.0}
+    plain |= {"gan.critic_mask": False, "gan.critic_rate": 1.0}
     values = {"model.features": 4, "gan.critic_features": 4, "optim.learning_rate": 1e-3} | plain | overrides
     return cli.read_config("configs/gan_nuclei.py", [f"--config.{name}={value}" for name, value in values.items()])
 
@@ -35,6 +36,7 @@ def example(shape, count=2):
     position = np.tanh((masks - 0.5) / 2)
     image = -0.6 + 1.1 * masks[1] + rng.normal(0, 0.05, masks[1].shape)
     named = {"mask": masks[0], "position": position[0], "image": image, "image_position": position[1]}
+    named["image_mask"] = masks[1]
     return {name: jnp.asarray(array, jnp.float32) for name, array in named.items()}
 
 
@@ -42,16 +44,16 @@ def plain_losses(parts, params, batch, key, probability):
     """The two losses written down as in the paper, each evaluated for itself: (generator's, critic's)."""
     own = jax.vmap(lambda row: keys.stream(key, "example", row))(jnp.arange(batch["image"].shape[0]))
 
-    def judge(images, position, name):
+    def judge(images, maps, name):
         changed = jax.vmap(lambda k, x: ada.augment(keys.stream(k, name), x, probability))(own, images[..., 0])
-        return parts.critic.apply({"params": params["critic"]}, jnp.concatenate([changed[..., None], position], -1))
+        return parts.critic.apply({"params": params["critic"]}, jnp.concatenate([changed[..., None], maps], -1))
 
     def draw(first, position):
         return parts.net.apply({"params": params["generator"]}, jnp.concatenate([first, position], -1))
 
     real, fake = (batch["image"] + 1) / 2, draw(batch["mask"], batch["position"])
-    told_real = judge(real, batch["image_position"], "real")
-    told_fake = judge(fake, batch["position"], "fake")
+    told_real = judge(real, jnp.concatenate([batch["image_position"], batch["image_mask"]], -1), "real")
+    told_fake = judge(fake, jnp.concatenate([batch["position"], batch["mask"]], -1), "fake")
     same = draw(real, batch["image_position"])
 
     def bce(x, y):
@@ -75,7 +77,7 @@ def close(found, wanted):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * largest), found, wanted)
 
 
-WORDS = {"gan.identity": 0.7, "gan.ada_start": 0.8, "model.norm": "none"}
+WORDS = {"gan.identity": 0.7, "gan.ada_start": 0.8, "model.norm": "none", "gan.critic_mask": True}
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +159,21 @@ def test_the_penalty_is_the_critics_alone_and_comes_when_due():
         close(moved, jax.jit(jax.grad(penalty))(state.params["critic"], batch))
 
 
+def test_the_critic_sees_where_sketches_have_cells():
+    """Not how bright they are: those of real images, which it sees beside them, are masks."""
+    shades = {"gan.mask": "sketch", "gan.levels": (0.2, 0.3, 0.9)}
+    batch = example((24, 24))
+    sketches = batch | {"mask": jnp.where(batch["mask"] > 0, 0.5, 0.2)}
+    told = []
+    for words, own in (({"gan.levels": (0.2, 0.5)}, batch), (shades, sketches)):
+        parts = gan.build(make(**WORDS | words))
+        state = gan.init(parts, ROOT, (2, 24, 24, 1))
+        told.append(jax.jit(lambda s, b, p=parts: gan.step(p, s, b, ROOT)[1])(state, own))
+    assert {name: float(x) for name, x in told[0].items()} == pytest.approx(
+        {name: float(x) for name, x in told[1].items()}, rel=1e-4
+    )
+
+
 def test_the_critic_has_a_rate_of_its_own(stepped):
     parts, state, batch, after, _ = stepped
     slow = dataclasses.replace(parts, critic_rate=0.25)
@@ -188,12 +205,12 @@ def test_the_critic_sees_images_with_more_contrast_about_their_background(steppe
     critic = jax.tree.map(lambda x: x, state.params["critic"])
     kernel = critic["conv1"]["kernel"]
     image = jnp.zeros((1, 48, 48, 1)).at[0, 20:28, 20:28].set(0.9)
-    position = jnp.zeros((1, 48, 48, 1))
-    found = gan._logits(gained, critic, image, position)
+    maps = jnp.zeros((1, 48, 48, 2))
+    found = gan._logits(gained, critic, image, maps)
     critic["conv1"]["kernel"] = kernel.at[..., 0, :].multiply(4.0)
-    wanted = gan._logits(dataclasses.replace(parts, background=0.25), critic, image, position)
+    wanted = gan._logits(dataclasses.replace(parts, background=0.25), critic, image, maps)
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
-    assert float(jnp.abs(found - gan._logits(parts, state.params["critic"], image, position)).max()) > 1e-3
+    assert float(jnp.abs(found - gan._logits(parts, state.params["critic"], image, maps)).max()) > 1e-3
 
 
 def test_masks_are_drawn_from_at_the_grey_values_of_images():
