@@ -188,9 +188,11 @@ def sample(args: argparse.Namespace) -> None:
     def there(name):
         return all((out / folder / f"{name}.tif").is_file() for folder in folders)
 
+    drawn = bool(args.recipe) or (plan is None and model.config.gan.mask == "sketch" and not args.sketches)
+    noisy = plan is not None or model.parts.noise_channel
+
     def planned(name):
-        noise = [] if plan is None else [["sample", name]]
-        return {"keys": [["simulate", name], *noise] if args.recipe else noise}
+        return {"keys": [["simulate", name]] * drawn + [["sample", name]] * noisy}
 
     def make(todo, done):
         def told(name, entry):

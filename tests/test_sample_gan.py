@@ -92,6 +92,9 @@ def test_a_gan_of_sketches_draws_from_the_same_as_a_diffusion_model(labels, tmp_
         patch.setattr(sys, "argv", ["simulate", *map(str, words)])
         simulate.main()
     given = sample(model, tmp_path / "given", "--sketches", tmp_path / "sketches" / "sketches")
+    keys_of = [json.loads((tmp_path / name / "manifest.json").read_text())["files"]["a"]["keys"]
+               for name in ("drawn", "given")]  # fmt: skip
+    assert keys_of == [[["simulate", "a"]], []]  # this model has no channel of noise
     bright = volumes.read(tmp_path / "sketches" / "sketches" / "a.tif")
     assert len(np.unique(bright)) == 4
     for name, image in drawn.items():

@@ -226,6 +226,18 @@ def test_masks_are_drawn_from_at_the_grey_values_of_images():
         assert float(x[..., 2].std()) == pytest.approx(1.0, rel=0.1)
 
 
+def test_clouds_are_smooth_noise_of_its_own_for_every_image():
+    parts = gan.build(make(**{"gan.clouds_vox": 8.0, "model.noise_channel": True}))
+    x = np.asarray(gan.generator_input(parts, jax.random.split(ROOT, 40), jnp.zeros((40, 32, 32, 2))))
+    grain, clouds = x[..., 2], x[..., 3]
+    for noise, beside in ((grain, 0.0), (clouds, 0.95)):
+        assert noise.std() == pytest.approx(1.0, rel=0.1)
+        assert (noise[:, 1:] * noise[:, :-1]).mean() == pytest.approx(beside, abs=0.08)
+    assert abs((clouds[1:] * clouds[:-1]).mean()) < 0.15 and abs((grain * clouds).mean()) < 0.05
+    plain = gan.build(make(**{"gan.clouds_vox": 8.0}))  # goes with the channel of noise
+    assert gan.generator_input(plain, ROOT[None], jnp.zeros((1, 32, 32, 2))).shape[-1] == 2
+
+
 def test_augmentation_follows_the_critic():
     """A critic that is sure of the real images is told less of them, one that is not, more."""
     batch = example((32, 32))
