@@ -58,11 +58,15 @@ def labelled(
 
 
 def sketched(model: trained.Trained, jobs: Iterable[ImageJob], alpha_vox: float, beta_vox: float) -> list[ImageJob]:
-    """Jobs whose sketches and labels come from files, with these labels' position maps; scales as in `labelled`."""
+    """Jobs whose sketches and labels come from files, with these labels' position maps; scales as in `labelled`.
+
+    Their background gets the grey value that it had in training: the generator has seen no other.
+    """
 
     def draw(job, device=None):
         labels, drawn, spacing_um = job.draw(device)
         kind, step, alpha_um, beta_um, levels = _settings(model, spacing_um, alpha_vox, beta_vox)
+        drawn = np.where(labels == 0, np.float32(levels[0]), drawn)
         with jax.default_device(device):
             made = Specimen(jnp.asarray(labels, jnp.int32), jnp.zeros(1), *(0,) * 4)
             maps = _position(made, step, _wanted(kind, alpha_um, beta_um, levels))
