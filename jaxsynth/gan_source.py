@@ -133,21 +133,22 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
 def _measure(config, train_set: volumes.VolumeSet, scale: intensities.Intensity, files: list | None) -> None:
     """Fills in gan.levels and gan.grain where they are open and of use; `files`: the images' labels, if any."""
     own = config.gan
+    if not own.grain and own.residual:
+        found = (intensities.grain(intensities.normalise(image, scale)) / 2 for image in volumes.each(train_set))
+        own.grain = max(round(sum(found) / len(train_set.paths), 4), LEAST_GRAIN)
     if not own.levels and (own.residual or own.mask == "sketch"):
         background, *cells = ((level + 1) / 2 for level in scale.levels)
         cells = cells if own.mask == "sketch" else [sum(cells) / len(cells)]
         found = _levels_of_labels(config, train_set, scale, files) if files else (background, *cells)
         own.levels = tuple(round(float(level), 4) for level in found)
-    if not own.grain and own.residual:
-        found = (intensities.grain(intensities.normalise(image, scale)) / 2 for image in volumes.each(train_set))
-        own.grain = max(round(sum(found) / len(train_set.paths), 4), LEAST_GRAIN)
 
 
 def _levels_of_labels(config, opened: volumes.VolumeSet, scale, files: list) -> tuple:
-    """The grey values in [0, 1] of what masks show in images whose labels are known: of masks those that explain the
-    images best (least squares, all voxels of the set), blurred as they will be; of sketches the median background, and
-    the 5th and the 95th percentile of the means of cells."""
-    own, backgrounds, cells, sums = config.gan, [], [], np.zeros((2, 3))
+    """The grey values in [0, 1] of what masks show in images whose labels are known: of masks those with which they,
+    blurred as they will be, have the images' mean and spread, grain aside (the grey values that explain images best
+    have less, as masks do not tell all); of sketches the median background, and the 5th and the 95th percentile of the
+    means of cells."""
+    own, backgrounds, cells, moments, number = config.gan, [], [], np.zeros(4), 0
     for image, file in zip(volumes.each(opened), files, strict=True):
         mask = unpaired.mask(_labels_of(config, file, image), opened.spacing_um, own.mask)
         grey = (np.asarray(intensities.normalise(image, scale), np.float64) + 1) / 2
@@ -156,11 +157,15 @@ def _levels_of_labels(config, opened: volumes.VolumeSet, scale, files: list) -> 
             cells += list(ndimage.mean(grey, mask, range(1, int(mask.max()) + 1)))
             continue
         soft = ndimage.gaussian_filter(mask.astype(np.float64), own.sigma, mode="reflect")
-        columns = np.stack([np.ones(soft.size), soft.ravel(), grey.ravel()])
-        sums += columns[:2] @ columns.T
-    if own.mask != "sketch" and np.linalg.matrix_rank(sums[:, :2]) == 2:
-        background, contrast = np.linalg.solve(sums[:, :2], sums[:, 2])
-        return tuple(np.clip((background, background + contrast), 0, 1))
+        moments += [soft.sum(), np.square(soft).sum(), grey.sum(), np.square(grey).sum()]
+        number += soft.size
+    if number:
+        soft_mean, soft_square, mean, square = moments / number
+        spread, soft_spread = square - mean**2 - own.grain**2, soft_square - soft_mean**2
+        if soft_spread > 0:
+            contrast = math.sqrt(max(spread, 0) / soft_spread)
+            background = mean - contrast * soft_mean
+            return tuple(np.clip((background, background + contrast), 0, 1))
     if not backgrounds or not cells:
         raise InputError(f"{own.image_labels}: no background or no cell in any label image: set gan.levels")
     return (np.mean(backgrounds), *np.quantile(cells, (0.05, 0.95)))
