@@ -31,11 +31,11 @@ def get_config():
     config.gan.sigma = 2.0  # walls are wider in images than in masks
     config.gan.clouds_vox = 16.0  # without it all backgrounds are equally bright, which the critic soon sees
     config.gan.r1 = 0.05
-    config.gan.critic_rate = 0.25
+    config.gan.critic_rate = 0.5
     config.gan.r1_every = 8
     config.gan.identity = 2.0
     config.optim.name = "adamw"
-    config.optim.learning_rate = 2e-3
+    config.optim.learning_rate = 5e-4
     config.optim.beta1 = 0.5
     config.optim.beta2 = 0.99
     config.optim.schedule = "cosine"

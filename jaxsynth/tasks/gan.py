@@ -91,6 +91,8 @@ def build(config: ConfigDict) -> Parts:
       InputError: a value that makes no sense.
     """
     own = EARLIER | config.gan.to_dict()
+    if own["residual"] and "grain" not in config.gan:
+        raise InputError("a residual GAN of an earlier version, whose shortcut was another: train it again")
     if own["loss"] not in LOSSES:
         raise InputError(f"unknown gan.loss {own['loss']!r}: expected one of {', '.join(LOSSES)}")
     least = {"identity": 0, "critic_gain": 0, "critic_rate": 0, "clouds_vox": 0, "r1": 0, "r1_every": 1, "ada_step": 0}

@@ -238,6 +238,15 @@ def test_clouds_are_smooth_noise_of_its_own_for_every_image():
     assert gan.generator_input(plain, ROOT[None], jnp.zeros((1, 32, 32, 2))).shape[-1] == 2
 
 
+def test_residual_generators_of_earlier_versions_are_refused():
+    """Their weights fit, but mean another shortcut."""
+    config = make(**{"gan.residual": True})
+    with config.unlocked():
+        del config.gan.grain
+    with pytest.raises(InputError, match="a residual GAN of an earlier version"):
+        gan.build(config)
+
+
 def test_augmentation_follows_the_critic():
     """A critic that is sure of the real images is told less of them, one that is not, more."""
     batch = example((32, 32))
