@@ -77,8 +77,7 @@ def get_config() -> ConfigDict:
     c.gan.val_image_labels = ""  # of data.val_path
     c.gan.dataset = "data/instance"  # data set of the labels inside HDF5 files
     c.gan.background_label = 0  # what is background in the labels
-    # boundary (voxels of cells beside another label: membranes) | cells (nuclei) | sketch (nuclei of many brightnesses)
-    c.gan.mask = "boundary"
+    c.gan.mask = "boundary"  # boundary (membranes) | cells (nuclei) | sketch (nuclei, each at a brightness of its own)
     c.gan.alpha_vox = 100.0  # scale of the position map in the organism, voxels along x (paper 003, eq. 1)
     c.gan.beta_vox = 100.0  # and outside
     # Masks without files: specimens of a recipe, simulated where the network trains.
@@ -89,8 +88,7 @@ def get_config() -> ConfigDict:
     c.gan.loss = "logistic"  # adversarial: logistic (the paper's) | least_squares | hinge
     c.gan.identity = 1.0  # weight of the identity loss: real images in the masks' place are to stay as they are
     c.gan.residual = False  # the generator changes its mask, instead of drawing anew; the published one draws
-    # Grey values in [0, 1]: masks' background and cells; sketches' background, dim and bright cells; (): the images'
-    c.gan.levels = ()
+    c.gan.levels = ()  # grey values in [0, 1]: background, cells; of sketches background, dim, bright; (): the images'
     c.gan.grain = 0.0  # standard deviation of grain, in [0, 1], that a residual generator begins with; 0: of the images
     c.gan.sigma = 0.0  # blur of masks, voxels
     c.gan.clouds_vox = 0.0  # beside model.noise_channel one of noise that is smooth over so many voxels; 0: none

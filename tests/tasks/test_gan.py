@@ -21,7 +21,7 @@ def make(**overrides):
     # Without what is tested where it is asked for.
     plain = {"model.noise_channel": False, "gan.residual": False, "gan.critic_norm": "", "gan.r1": 0.0}
     plain |= {"gan.critic_gain": 1.0, "gan.r1_every": 16, "gan.mask": "cells", "gan.sigma": 0.0}
-    plain |= {"gan.critic_mask": False, "gan.critic_rate": 1.0}
+    plain |= {"gan.critic_mask": False, "gan.critic_rate": 1.0, "gan.clouds_vox": 0.0}
     values = {"model.features": 4, "gan.critic_features": 4, "optim.learning_rate": 1e-3} | plain | overrides
     return cli.read_config("configs/gan_nuclei.py", [f"--config.{name}={value}" for name, value in values.items()])
 
