@@ -7,8 +7,10 @@ Images and label images need not belong together: --config.gan.labels may be tho
 `python -m jaxsynth.simulate --recipe arabidopsis`. The paper's patch is (64, 128, 128), one at a time; several smaller
 ones tell the critic more about how bright and how frequent things are. On a CPU, as measured in docs/gan.md:
 
-        --config.model.features=8 --config.gan.critic_features=32 '--config.data.patch=(24,32,32)' \\
-        --config.train.num_steps=1000 --config.optim.ema_decay=0.995
+        --config.model.features=8 --config.gan.critic_features=32 '--config.data.patch=(24,48,48)' \\
+        --config.data.batch_size=2 --config.train.num_steps=900 --config.optim.ema_decay=0.995
+
+Where label images are those of the images, or like them, add --config.gan.critic_mask=True.
 """
 
 from configs import common
