@@ -157,11 +157,11 @@ def write_torch(args: argparse.Namespace) -> None:
     if task == "flowseg":
         compared.append(("target", model.parts.target, ("centroid",)))
     elif task == "gan":
-        compared.append(("noise_channel", str(model.parts.noise_channel), ("False",)))
+        compared.append(("noise_channel", str(model.config.model.noise_channel), ("False",)))
         compared.append(("residual", str(model.parts.net.residual), ("False",)))
         compared.append(("critic_mask", str(model.parts.critic_mask), ("False",)))
-        compared.append(("sigma", str(model.parts.sigma), ("0.0",)))
-        compared.append(("clouds_vox", str(model.parts.clouds_vox), ("0.0",)))
+        compared.append(("sigma", str(model.parts.drawn.sigma), ("0.0",)))
+        compared.append(("clouds_vox", str(model.parts.drawn.clouds_vox), ("0.0",)))
     else:
         compared.append(("prediction", model.parts.prediction, ("noise",)))
         compared.append(("normalization", model.intensity.method, ("minmax_shifted",)))

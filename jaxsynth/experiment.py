@@ -7,7 +7,8 @@
 Each set (DATA/SET/images and masks) is split so that no cell is in both parts, and a diffusion model learns the
 training images. Arms: real (training images, their labels), silver (images made from these labels), simulated (images
 made from simulated cells), microscope (the same cells, pictured by a model of a microscope), both (real and
-simulated). Every arm and seed trains for the same number of steps and is scored on the test images.
+simulated); and where it is asked for gan (the same cells, made into images by a GAN that learned the training images
+and their labels). Every arm and seed trains for the same number of steps and is scored on the test images.
 
 Each stage is a command of jaxsynth, printed to be copied, its output in OUT/logs. Started again it goes on where it
 stopped; a stage whose command has changed is made again, with all that follows from it: what it made is removed.
@@ -30,7 +31,18 @@ from pathlib import Path
 
 from jaxsynth import cli
 from jaxsynth.errors import InputError
-from jaxsynth.experiment_plan import ARMS, CONFIGS, KINDS, QUICK_IMAGES, QUICK_STEPS, SWEEPS, Stage, split_stage, stages
+from jaxsynth.experiment_plan import (
+    ARMS,
+    CONFIGS,
+    KINDS,
+    MORE_ARMS,
+    QUICK_IMAGES,
+    QUICK_STEPS,
+    SWEEPS,
+    Stage,
+    split_stage,
+    stages,
+)
 
 
 def main() -> None:
@@ -45,7 +57,7 @@ def _main() -> None:
     add("--out", help="default: runs/experiment, with --quick runs/experiment-quick")
     add("--sets", type=_names, default=("gowt1", "hela", "dsb2018", "embryo3d"), metavar="SET,...",
         help="of gowt1, hela, dsb2018, embryo3d (default: all)")  # fmt: skip
-    add("--arms", type=_names, metavar="ARM,...", help=f"of {', '.join(ARMS)} (default: all)")
+    add("--arms", type=_names, metavar="ARM,...", help=f"of {', '.join(ARMS)} (default: these), gan")
     add("--seeds", type=int, help="networks per arm, with seeds 0, 1, ...; default 3, with --quick 1")
     add("--steps", type=int, help="of every segmentation network; default: that of configs/flowseg.py")
     add("--models", type=_run, action="append", default=[], metavar="SET=RUN",
@@ -84,8 +96,8 @@ def check(args) -> None:
 
     if args.sweep and args.arms:
         raise InputError("--arms: does not go with --sweep, which has its own")
-    given = {"sets": (args.sets, tuple(SETS)), "models": (dict(args.models), tuple(SETS)), "arms": (args.arms, ARMS),
-             "only": (args.only, KINDS)}  # fmt: skip
+    given = {"sets": (args.sets, tuple(SETS)), "models": (dict(args.models), tuple(SETS)),
+             "arms": (args.arms, ARMS + MORE_ARMS), "only": (args.only, KINDS)}  # fmt: skip
     for flag, (names, known) in given.items():
         wrong = [name for name in names or () if name not in known]
         if wrong:

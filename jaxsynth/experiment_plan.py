@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 ARMS = ("real", "silver", "simulated", "microscope", "both")
+MORE_ARMS = ("gan",)  # only where they are asked for
 KINDS = ("split", "model", "synthetic", "segment", "report")  # of stages, for --only
 # What a sweep trains on: value -> arm; `sources` tells what each arm is.
 SWEEPS = {
@@ -15,7 +16,9 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 QUICK_IMAGES = 4
 QUICK_MODEL = ("--config.train.num_steps=6", "--config.model.features=4", "--config.data.batch_size=1")
 QUICK_SEGMENT = ("--config.model.features=4", "--config.data.batch_size=1")
+QUICK_GAN = (*QUICK_MODEL, "--config.gan.critic_features=4")
 QUICK_STEPS = 6
+GAN = "simulated_gan"  # the source of that arm: simulated cells, made into images by a GAN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +60,19 @@ def stages(name: str, settings, args, split: dict) -> list[Stage]:
     train, quick = folder / "train", QUICK_MODEL if args.quick else ()
     model = dict(args.models).get(name)
     made = []
-    if model is None and any(source != "train" for arm in args.arms for source in sources(arm)):
+    wanted = {source for arm in args.arms for source in sources(arm)}
+    if model is None and wanted - {"train", GAN}:
         model = folder / "model"
         words = ("train", "--config", CONFIGS / settings.config, "--workdir", model,
                  f"--config.data.path={train / 'images'}", *settings.model, *quick)  # fmt: skip
         made.append(_stage("model", "model", words, model, "split"))
     after = ("model",) if made else ("split",)
+    if GAN in wanted:
+        labels = train / "labels"
+        words = ("train", "--config", CONFIGS / "gan_nuclei.py", "--workdir", folder / "gan_model",
+                 f"--config.data.path={train / 'images'}", f"--config.gan.labels={labels}",
+                 f"--config.gan.image_labels={labels}", *settings.gan, *(QUICK_GAN if args.quick else ()))  # fmt: skip
+        made.append(_stage("gan_model", "model", words, folder / "gan_model", "split"))
     parts = {arm: [] for arm in args.arms}
     for arm in args.arms:
         for source in sources(arm):
@@ -77,7 +87,8 @@ def stages(name: str, settings, args, split: dict) -> list[Stage]:
                 made.append(_stage(source, "synthetic", words, folder / source, "silver_sketches"))
                 parts[arm].append((folder / source, source))
             else:
-                own, used = _simulated(source, folder, settings, model, split, after)
+                by = (folder / "gan_model", split, ("gan_model",)) if source == GAN else (model, split, after)
+                own, used = _simulated(source, folder, settings, *by)
                 made += own
                 parts[arm] += used
     made = list({stage.name: stage for stage in made}.values())  # arms share what they are made of
@@ -92,7 +103,7 @@ def sources(arm: str) -> tuple[str, ...]:
     if arm.startswith("clustering_"):
         return (f"simulated_{arm}",)
     return {"real": ("train",), "silver": ("silver",), "simulated": ("simulated",), "microscope": ("cells",),
-            "both": ("train", "simulated"), "both_quarter": ("train", "simulated_quarter"),
+            "both": ("train", "simulated"), "gan": (GAN,), "both_quarter": ("train", "simulated_quarter"),
             "both_four": ("train", "simulated", "simulated_more")}[arm]  # fmt: skip
 
 

@@ -11,6 +11,14 @@ import numpy as np
 
 from jaxsynth.errors import InputError
 
+_SMALL_GAN = (
+    "--config.model.features=8", "--config.gan.critic_features=32", "--config.gan.critic_mask=True",
+    "--config.optim.ema_decay=0.995", "--config.train.num_steps=2000", "--config.train.val_every=200",
+    "--config.train.checkpoint_every=500", "--config.train.preview_every=500",
+)  # fmt: skip
+GAN_2D = (*_SMALL_GAN, "--config.data.patch=(128,128)", "--config.data.batch_size=2")
+GAN_3D = (*_SMALL_GAN, "--config.data.patch=(24,32,32)", "--config.data.val_fraction=0.125")
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -22,6 +30,7 @@ class DataSet:
       spacing_um: micrometres per voxel; () where unknown.
       config: file of configs/ for the diffusion model.
       model: overrides of it.
+      gan: overrides of configs/gan_nuclei.py for the GAN.
       recipe: of the simulated cells.
       parts: flags of `jaxsynth.simulate`; each part makes an equal share of the images.
       shape: of the simulated images, voxels; (): that of the training images.
@@ -39,6 +48,7 @@ class DataSet:
     parts: tuple[tuple[str, ...], ...] = ((),)
     shape: tuple[int, ...] = ()
     segment: tuple[str, ...] = ()
+    gan: tuple[str, ...] = GAN_2D
     share: float = 0.5
     test_first: bool = False
     train_right: bool = False
@@ -66,7 +76,7 @@ SETS = {
     "embryo3d": DataSet(
         "organisms", (1.75, 0.8, 0.8), "ddpm_embryo3d.py", (), "celegans",
         parts=(("--cells=14",), ("--cells=34",)), shape=(60, 150, 150),
-        segment=("--config.data.batch_size=1",), share=0.73,
+        segment=("--config.data.batch_size=1",), gan=GAN_3D, share=0.73,
     ),
 }  # fmt: skip
 NUM_GROUPS = 4

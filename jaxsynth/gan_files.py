@@ -14,7 +14,7 @@ from jaxsynth.errors import InputError
 from jaxsynth.image_files import ImageJob
 from jaxsynth.records import Specimen
 from jaxsynth.sim import brightness, sketch
-from jaxsynth.tasks import gan
+from jaxsynth.tasks import gan_input
 
 
 def labelled(
@@ -108,7 +108,7 @@ def _settings(model: trained.Trained, spacing_um, alpha_vox: float | None, beta_
     step = tuple(spacing_um or (1.0,) * model.ndim)
     alpha, beta = (own[f"{name}_vox"] if given is None else given
                    for name, given in (("alpha", alpha_vox), ("beta", beta_vox)))  # fmt: skip
-    return own.mask, step, alpha * step[-1], beta * step[-1], gan.sketch_levels(own)
+    return own.mask, step, alpha * step[-1], beta * step[-1], gan_input.sketch_levels(own)
 
 
 def _wanted(kind: str, alpha_um: float, beta_um: float, levels) -> specimens.Wanted:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -11,17 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from scipy import ndimage
 
-from jaxsynth import keys, specimens, train_source, train_start
+from jaxsynth import gan_measure, keys, specimens, train_source, train_start
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import pairs, stream, survey, unpaired, volumes
 from jaxsynth.errors import InputError
-from jaxsynth.sim import sketch, tissues
-from jaxsynth.tasks import gan
+from jaxsynth.sim import brightness, tissues
+from jaxsynth.tasks import gan, gan_input
 from jaxsynth.train_source import VAL_PATCHES, Placing, Source
 
-LEAST_GRAIN = 1e-3  # in [0, 1]: of none the generator could not learn any
 IMAGE_PARTS, PARTS = ("image", "image_position", "image_mask"), ("mask", "position")
 
 
@@ -73,13 +70,14 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
     known = train_source.known_intensity(config, train_set, saved or inherited)
     scale = known or intensities.fit(lambda: volumes.each(train_set), data.normalization)
     of_train, of_val = _label_files(config, train_set, val_set)
-    _measure(config, train_set, scale, of_train)
+    labels_of = of_train and (lambda index, image: _labels_of(config, of_train[index], image))
+    greys = gan_measure.measure(own, train_set, scale, labels_of)
     if own.mask == "sketch":  # those that `simulate --checkpoint` draws have them, too
-        scale = dataclasses.replace(scale, levels=gan.sketch_levels(own))
+        scale = dataclasses.replace(scale, levels=gan_input.sketch_levels(own))
     if own.recipe:
         masks = _from_recipe(config, train_set, scale, saved)
     else:
-        masks = _from_files(config, train_set.spacing_um)
+        masks = _from_files(config, train_set.spacing_um, greys)
     real = _images(config, train_set, scale, of_train)
     held_out = _images(config, val_set, scale, of_val) if val_set else real
     parts = (real, held_out, masks) if val_set else (real, masks)
@@ -130,47 +128,6 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
     )
 
 
-def _measure(config, train_set: volumes.VolumeSet, scale: intensities.Intensity, files: list | None) -> None:
-    """Fills in gan.levels and gan.grain where they are open and of use; `files`: the images' labels, if any."""
-    own = config.gan
-    if not own.grain and own.residual:
-        found = (intensities.grain(intensities.normalise(image, scale)) / 2 for image in volumes.each(train_set))
-        own.grain = max(round(sum(found) / len(train_set.paths), 4), LEAST_GRAIN)
-    if not own.levels and (own.residual or own.mask == "sketch"):
-        background, *cells = ((level + 1) / 2 for level in scale.levels)
-        cells = cells if own.mask == "sketch" else [sum(cells) / len(cells)]
-        found = _levels_of_labels(config, train_set, scale, files) if files else (background, *cells)
-        own.levels = tuple(round(float(level), 4) for level in found)
-
-
-def _levels_of_labels(config, opened: volumes.VolumeSet, scale, files: list) -> tuple:
-    """The grey values in [0, 1] of what masks show in images whose labels are known: of masks those with which they,
-    blurred as they will be, have the images' mean and spread, grain aside (the grey values that explain images best
-    have less, as masks do not tell all); of sketches the median background, and the 5th and the 95th percentile of the
-    means of cells."""
-    own, backgrounds, cells, moments, number = config.gan, [], [], np.zeros(4), 0
-    for image, file in zip(volumes.each(opened), files, strict=True):
-        mask = unpaired.mask(_labels_of(config, file, image), opened.spacing_um, own.mask)
-        grey = (np.asarray(intensities.normalise(image, scale), np.float64) + 1) / 2
-        if own.mask == "sketch":
-            backgrounds += [np.median(grey[mask == 0])] if (mask == 0).any() else []
-            cells += list(ndimage.mean(grey, mask, range(1, int(mask.max()) + 1)))
-            continue
-        soft = ndimage.gaussian_filter(mask.astype(np.float64), own.sigma, mode="reflect")
-        moments += [soft.sum(), np.square(soft).sum(), grey.sum(), np.square(grey).sum()]
-        number += soft.size
-    if number:
-        soft_mean, soft_square, mean, square = moments / number
-        spread, soft_spread = square - mean**2 - own.grain**2, soft_square - soft_mean**2
-        if soft_spread > 0:
-            contrast = math.sqrt(max(spread, 0) / soft_spread)
-            background = mean - contrast * soft_mean
-            return tuple(np.clip((background, background + contrast), 0, 1))
-    if not backgrounds or not cells:
-        raise InputError(f"{own.image_labels}: no background or no cell in any label image: set gan.levels")
-    return (np.mean(backgrounds), *np.quantile(cells, (0.05, 0.95)))
-
-
 def _labels_of(config, file, image: np.ndarray) -> np.ndarray:
     labels = _read_labels(config, file)
     if labels.shape != image.shape:
@@ -214,15 +171,18 @@ def _images(config, opened: volumes.VolumeSet, scale, files: list | None) -> unp
             distances.append(unpaired.of_image(np.asarray(intensities.normalise(image, scale)), opened.spacing_um))
             continue
         labels = _labels_of(config, files[index], image)
-        distances.append(unpaired.of_labels(labels, opened.spacing_um, "cells")[1])
-        if config.gan.critic_mask:
-            kind = "cells" if config.gan.mask == "sketch" else config.gan.mask
-            masks.append(unpaired.mask(labels, opened.spacing_um, kind))
+        distances.append(unpaired.distances(labels, opened.spacing_um))
+        if config.gan.critic_mask and config.gan.mask == "sketch":
+            grey = (np.asarray(intensities.normalise(image, scale)) + 1) / 2
+            masks.append(gan_measure.sketch_of(labels, grey, gan_input.levels_of(config.gan)[0]))
+        elif config.gan.critic_mask:
+            masks.append(unpaired.mask(labels, opened.spacing_um, config.gan.mask))
     return unpaired.Domain(tuple(values), tuple(distances), tuple(masks))
 
 
-def _from_files(config, image_spacing_um) -> Masks:
-    """Masks of label images; their voxel size is data.spacing_um, else their own, else that of the images."""
+def _from_files(config, image_spacing_um, greys: np.ndarray | None) -> Masks:
+    """Masks of label images; their voxel size is data.spacing_um, else their own, else that of the images. `greys`: how
+    bright sketches' cells are, see `gan_measure.measure`; None: any grey value from dim to bright, each as likely."""
     own, data, patch = config.gan, config.data, tuple(config.data.patch)
     files = volumes.find_files(pairs.places(own.labels))
     values, distances, num_cells = [], [], 0
@@ -242,14 +202,21 @@ def _from_files(config, image_spacing_um) -> Masks:
     domain = unpaired.Domain(tuple(values), tuple(distances))
     most = max(int(ranks.max()) for ranks in values)
 
+    if own.mask == "sketch":
+        background, *limits = gan_input.levels_of(own)
+        tables = jnp.asarray([limits] if greys is None else greys, jnp.float32)
+
     def finish(drawn, key):
         if own.mask != "sketch":
             return drawn.astype(jnp.float32)
-        # Cells are of another brightness in every patch.
-        brightness = jax.random.uniform(key, (len(drawn), most + 1))
-        return (jax.vmap(draw_one)(drawn.astype(jnp.int32), brightness) + 1) / 2
+        return jax.vmap(draw_one)(drawn, jax.random.split(key, len(drawn)))
 
-    draw_one = functools.partial(sketch.sketch, levels=gan.sketch_levels(own))
+    def draw_one(ranks, key):
+        # Cells are of another brightness in every patch, those of one patch as in one image: these differ in exposure.
+        table = tables[jax.random.randint(keys.stream(key, "image"), (), 0, len(tables))]
+        grey = brightness.draw(keys.stream(key, "brightness"), table, most + 1)
+        return grey.at[0].set(background)[ranks.astype(jnp.int32)]
+
     cut = {"patch": patch, "batch_size": data.batch_size, "scales_vox": (own.alpha_vox, own.beta_vox)}
 
     def begin(placing):
@@ -280,7 +247,7 @@ def _from_recipe(config, train_set: volumes.VolumeSet, scale, saved: dict | None
         raise InputError(f"gan.shape: {plan.shape} is smaller than the patch {patch} and padding is refused")
     found = tissues.find(plan.recipe)
     num_range = plan.num_range or tissues.num_cells_range(found, plan.shape, plan.drawn_at_um)
-    levels = gan.sketch_levels(own)
+    levels = gan_input.sketch_levels(own)
 
     def begin(placing):
         # Specimens are split over devices by rows alone, patches also along y.

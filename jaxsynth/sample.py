@@ -189,7 +189,7 @@ def sample(args: argparse.Namespace) -> None:
         return all((out / folder / f"{name}.tif").is_file() for folder in folders)
 
     drawn = bool(args.recipe) or (plan is None and model.config.gan.mask == "sketch" and not args.sketches)
-    noisy = plan is not None or model.parts.noise_channel
+    noisy = plan is not None or model.config.model.noise_channel
 
     def planned(name):
         return {"keys": [["simulate", name]] * drawn + [["sample", name]] * noisy}

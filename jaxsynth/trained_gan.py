@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxsynth import devices
 from jaxsynth.data import tile_grid, tiles
 from jaxsynth.errors import InputError
-from jaxsynth.tasks import gan
+from jaxsynth.tasks import gan, gan_input
 from jaxsynth.trained import Trained, grid_for
 
 
@@ -48,7 +48,7 @@ def generator(
         wanted = min(tile_batch or at_once, grid.num_tiles)
         stages = gan.stages(trained.parts, params)
         whole = tiles.tiled(stages, grid, -(-wanted // at_once) * at_once, constrain)
-        x = gan.generator_input(trained.parts, key[None], maps[None])[0]
+        x = gan_input.generator_input(trained.parts.drawn, key[None], maps[None])[0]
         return whole(x, jnp.zeros((), jnp.int32), None)[..., 0]
 
     run = jax.jit(run, out_shardings=devices.replicated(mesh))

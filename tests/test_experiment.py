@@ -177,7 +177,8 @@ def plan(name="gowt1", gold=0, **given):
     return experiment_plan.stages(name, experiment_sets.SETS[name], args, split)
 
 
-@pytest.mark.parametrize("given", [{}, {"sweep": "ratio"}, {"sweep": "clustering"}, {"arms": ("both", "silver")}])
+@pytest.mark.parametrize("given", [{}, {"sweep": "ratio"}, {"sweep": "clustering"}, {"arms": ("both", "silver")},
+                                   {"arms": ("gan", "both")}])  # fmt: skip
 @pytest.mark.parametrize("name", list(experiment_sets.SETS))
 def test_stages_come_after_what_they_need(name, given):
     ready = {"split"}
@@ -210,6 +211,18 @@ def test_microscope_and_simulated_show_the_same_cells():
     assert "out/gowt1/cells/sketches" in made["simulated"] and "--render" in made["cells"]
     assert "out/gowt1/cells/images" in made["microscope-0-train"]
     assert "out/gowt1/cells/labels" in made["microscope-0-train"]
+
+
+def test_the_gan_pictures_the_cells_that_the_diffusion_model_does():
+    """Itself trained on training images and their labels, with no diffusion model needed."""
+    made, usual = ({s.name: s.words for s in plan(arms=(arm,))} for arm in ("gan", "simulated"))
+    assert "model" not in made and "gan_model" not in usual
+    assert not any("/test/" in word for word in made["gan_model"])
+    where = {"out/gowt1/gan_model": "out/gowt1/model", "out/gowt1/cells_gan": "out/gowt1/cells"}
+    assert tuple(where.get(word, word) for word in made["cells_gan"]) == usual["cells"]
+    assert "out/gowt1/cells_gan/sketches" in made["simulated_gan"] and "out/gowt1/gan_model" in made["simulated_gan"]
+    assert "out/gowt1/simulated_gan/images" in made["gan-0-train"]
+    assert "out/gowt1/simulated_gan/labels" in made["gan-0-train"]
 
 
 def test_parts_make_as_many_images_as_there_are_real_ones():

@@ -161,7 +161,7 @@ def test_images_without_labels_show_where_their_cells_are(files):
 def test_sketches_show_every_cell_at_a_brightness_of_its_own(files):
     """Another one in every patch, between the levels of dim and bright cells, on their background."""
     levels = (0.125, 0.25, 0.75)
-    config = configure(files, **{"gan.mask": "sketch", "gan.levels": levels})
+    config = configure(files, **{"gan.mask": "sketch", "gan.levels": levels, "gan.image_labels": ""})
     masks = take(configure(files, **{"gan.mask": "cells"}), 2)[0]
     greys = []
     for batch, plain in zip(take(config, 2)[0], masks, strict=True):
@@ -172,6 +172,42 @@ def test_sketches_show_every_cell_at_a_brightness_of_its_own(files):
     greys = np.concatenate(greys)
     assert len(np.unique(greys)) == len(greys) > 8 and levels[1] <= greys.min() and greys.max() <= levels[2]
     assert greys.max() - greys.min() > 0.25
+
+
+def test_cells_are_as_bright_as_in_labelled_images(files, tmp_path):
+    """Those of a patch as in one image; what the critic sees of real images are these images' own sketches."""
+    folder, case = files
+    (tmp_path / "images").mkdir()
+    for number in range(2):  # the second is of a longer exposure; cells are of different brightness
+        labels = volumes.read_labels(folder / "image_labels" / f"{number}.tif")
+        image = (1 + 3 * number) * (200 + 300 * (labels > 0) + 40 * labels)
+        volumes.write(tmp_path / "images" / f"{number}.tif", image.astype(np.uint16), spacing_um=case["spacing"])
+    words = {"gan.mask": "sketch", "gan.critic_mask": True, "data.path": str(tmp_path / "images")}
+    config = configure(files, **words)
+    batches, _, told, _ = take(config, 8)
+    scale = intensities.Intensity.from_dict(told["intensity"])
+    greys = []
+    for number in range(2):
+        labels = volumes.read_labels(folder / "image_labels" / f"{number}.tif")
+        image = (intensities.normalise(volumes.read(tmp_path / "images" / f"{number}.tif"), scale) + 1) / 2
+        greys.append(np.unique(image[labels > 0]))
+    assert greys[0].max() < greys[1].min()
+    background = config.gan.levels[0]
+    found = []
+    for batch in batches:
+        # An image of flat cells is its own sketch, but for the background, which is the same in all.
+        image, sketched = (batch["image"] + 1) / 2, batch["image_mask"]
+        cells = np.abs(sketched - background) > 1e-3
+        assert cells.any()
+        np.testing.assert_allclose(sketched[cells], image[cells], atol=1e-3)
+        np.testing.assert_allclose(sketched[~cells], background, atol=1e-3)
+        found += [np.unique(patch[patch != np.float32(background)]) for patch in batch["mask"]]
+    found = [own for own in found if len(own)]
+    dark = [own for own in found if own.max() < greys[1].min() - 1e-3]
+    assert 0.2 < len(dark) / len(found) < 0.8
+    for own in found:
+        limits = greys[0] if own.max() < greys[1].min() - 1e-3 else greys[1]
+        assert limits.min() - 1e-3 <= own.min() and own.max() <= limits.max() + 1e-3
 
 
 @pytest.mark.parametrize("files", [2], indirect=True)

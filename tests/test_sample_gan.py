@@ -16,7 +16,7 @@ from jaxsynth.data import intensity as intensities
 from jaxsynth.data import tile_grid, volumes
 from jaxsynth.records import Specimen
 from jaxsynth.sim import membranes, views
-from jaxsynth.tasks import gan
+from jaxsynth.tasks import gan, gan_input
 from tests import toy
 
 
@@ -32,7 +32,7 @@ def untrained(folder, mask, norm="none"):
     state = jax.jit(lambda key: gan.init(parts, key, (1, 32, 32, 1)))(keys.root(0))
     state = state.replace(ema_params=toy.weights(state.ema_params))
     intensity = intensities.fit([np.arange(256, dtype=np.uint8).reshape(16, 16)], "percentile").to_dict()
-    intensity["levels"] = gan.sketch_levels(config.gan)
+    intensity["levels"] = gan_input.sketch_levels(config.gan)
     metadata = {"config": config.to_dict(), "intensity": intensity, "spacing_um": [0.5, 0.5], "num_files": 1}
     with checkpoint.open_manager(folder) as manager:
         checkpoint.save(manager, state, metadata, 1.0)

@@ -40,7 +40,7 @@ class Domain:
     Attributes:
       values: [*S] each, all of one dtype.
       distances: float16 [*S] each, signed distance to the organism's boundary in voxels along x, positive within.
-      masks: of images, their own masks, uint8 [*S] in {0, 1} each; (): they are not wanted.
+      masks: of images, their own masks, uint8 [*S] in {0, 1} each, or sketches, float16 in [0, 1]; (): not wanted.
     """
 
     values: tuple[np.ndarray, ...]
@@ -69,8 +69,12 @@ class Held:
 
 def of_labels(labels: np.ndarray, spacing_um: Sequence[float] | None, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """(mask, distances float16 [*S] as in `Domain`) of a label image; arguments and errors as in `mask`."""
-    far = _distances(jnp.asarray(labels), _relative(spacing_um, labels.ndim))
-    return mask(labels, spacing_um, kind), np.asarray(far)
+    return mask(labels, spacing_um, kind), distances(labels, spacing_um)
+
+
+def distances(labels: np.ndarray, spacing_um: Sequence[float] | None) -> np.ndarray:
+    """Distances float16 [*S] as in `Domain`, of a label image; arguments as in `mask`."""
+    return np.asarray(_distances(jnp.asarray(labels), _relative(spacing_um, labels.ndim)))
 
 
 def mask(labels: np.ndarray, spacing_um: Sequence[float] | None, kind: str) -> np.ndarray:

@@ -14,15 +14,12 @@ from ml_collections import ConfigDict
 
 from jaxsynth import keys
 from jaxsynth.data import ada, tiles
-from jaxsynth.diffusion import samplers
 from jaxsynth.errors import InputError
 from jaxsynth.metrics import profiles
 from jaxsynth.nn import gan
 from jaxsynth.optimiser import update_ema
 from jaxsynth.records import TrainState
-from jaxsynth.sim import deform
-from jaxsynth.sim.sketch import LEVELS, blur
-from jaxsynth.tasks import ddpm
+from jaxsynth.tasks import ddpm, gan_input
 
 SOURCE = "gan_source"  # where batches come from, see `train_source`
 LEAST_PATCH = 2**gan.CRITIC_HALVINGS  # voxels, of which the critic makes one
@@ -43,11 +40,7 @@ class Parts:
 
     Attributes:
       net: the generator.
-      noise_channel: whether its input has a third channel, of noise, see `generator_input`.
-      clouds_vox: over how many voxels the noise of a fourth one is smooth; 0: there is none.
-      background: grey value in [0, 1] of the images' background.
-      contrast: of masks' cells to it; None: masks are sketches, which have their grey values.
-      sigma: blur of masks, voxels.
+      drawn: what its input is made of.
       critic: the patch critic.
       loss: one of LOSSES.
       identity: weight of the identity loss.
@@ -62,11 +55,7 @@ class Parts:
     """
 
     net: gan.Generator
-    noise_channel: bool
-    clouds_vox: float
-    background: float
-    contrast: float | None
-    sigma: float
+    drawn: gan_input.Drawn
     critic: gan.Critic
     loss: str
     identity: float
@@ -95,19 +84,16 @@ def build(config: ConfigDict) -> Parts:
         raise InputError("a residual GAN of an earlier version, whose shortcut was another: train it again")
     if own["loss"] not in LOSSES:
         raise InputError(f"unknown gan.loss {own['loss']!r}: expected one of {', '.join(LOSSES)}")
-    least = {"identity": 0, "critic_gain": 0, "critic_rate": 0, "clouds_vox": 0, "r1": 0, "r1_every": 1, "ada_step": 0}
-    least |= {"ada_every": 1}
+    least = {"identity": 0, "critic_gain": 0, "critic_rate": 0, "r1": 0, "r1_every": 1, "ada_step": 0, "ada_every": 1}
     for name, limit in least.items():
         if not own[name] >= limit:
             raise InputError(f"gan.{name} must be at least {limit}, got {own[name]}")
     target, start = own["ada_target"], own["ada_start"]
     if not (-1 <= target <= 1 and 0 <= start <= 1):
         raise InputError(f"expected gan.ada_target in -1..1 and gan.ada_start in 0..1, got {target} and {start}")
-    if not 0 <= own["sigma"] < 100:
-        raise InputError(f"gan.sigma must lie in 0..100 voxels, got {own['sigma']}")
     if not 0 <= own["grain"] < 1:
         raise InputError(f"gan.grain must lie in 0..1, got {own['grain']}")
-    background, *cells = levels_of(own)
+    drawn = gan_input.of_config(own, config.model.noise_channel)
     shared = ddpm.network_options(config)
     critic_norm = own["critic_norm"] or config.model.norm
     if critic_norm == "instance" and 0 < max(config.data.patch, default=0) <= LEAST_PATCH:
@@ -117,15 +103,11 @@ def build(config: ConfigDict) -> Parts:
         )
     of_generator = shared | {"remat": ddpm.recomputes(config) == "always", "residual": own["residual"]}
     if own["grain"]:
-        dark = min(max(background, gan.DARKEST), 1 - gan.DARKEST)
+        dark = min(max(drawn.background, gan.DARKEST), 1 - gan.DARKEST)
         of_generator["grain"] = own["grain"] / (dark * (1 - dark))  # a sigmoid is as steep as this product
     return Parts(
         net=gan.Generator(features=config.model.features, **of_generator),
-        noise_channel=config.model.noise_channel,
-        clouds_vox=own["clouds_vox"] if config.model.noise_channel else 0.0,
-        background=background,
-        contrast=None if own["mask"] == "sketch" else cells[0] - background,
-        sigma=own["sigma"],
+        drawn=drawn,
         critic=gan.Critic(features=own["critic_features"], **(shared | {"norm": critic_norm})),
         **{name: own[name] for name in ("loss", "identity", "critic_mask", "critic_gain", "critic_rate")},
         **{name: own[name] for name in ("r1", "r1_every")},
@@ -134,24 +116,6 @@ def build(config: ConfigDict) -> Parts:
         accumulate=config.optim.accumulate,
         ema_decay=config.optim.ema_decay,
     )
-
-
-def levels_of(own: dict | ConfigDict) -> tuple[float, ...]:
-    """The grey values in [0, 1] of config.gan: of background and cells; of sketches' background, dim and bright cells.
-
-    Raises:
-      InputError: there are more or fewer, or they are no grey values.
-    """
-    names = ("background", "dim cells", "bright cells") if own["mask"] == "sketch" else ("background", "cells")
-    levels = tuple(own["levels"]) or ((0.0, 0.25, 1.0) if len(names) == 3 else (0.0, 1.0))
-    if len(levels) != len(names) or not all(0 <= level <= 1 for level in levels):
-        raise InputError(f"gan.levels: expected grey values in 0..1 of {', '.join(names)}, or (); got {levels}")
-    return levels
-
-
-def sketch_levels(own: ConfigDict) -> tuple[float, ...]:
-    """The grey values in [-1, 1] of the sketches that config.gan asks for; where it asks for none, any."""
-    return tuple(round(2 * level - 1, 4) for level in levels_of(own)) if own.mask == "sketch" else LEVELS
 
 
 def init(parts: Parts, key: jax.Array, batch_shape: tuple[int, ...]) -> TrainState:
@@ -165,8 +129,9 @@ def init(parts: Parts, key: jax.Array, batch_shape: tuple[int, ...]) -> TrainSta
     """
     x = jnp.zeros((1, *batch_shape[1:-1], 2))
     seen = jnp.zeros((1, *batch_shape[1:-1], 2 + parts.critic_mask))
+    drawn = gan_input.generator_input(parts.drawn, key[None], x)
     params = {
-        "generator": parts.net.init(keys.stream(key, "params"), generator_input(parts, key[None], x))["params"],
+        "generator": parts.net.init(keys.stream(key, "params"), drawn)["params"],
         "critic": parts.critic.init(keys.stream(key, "critic"), seen)["params"],
     }
     opt_state = {name: parts.optimiser.init(own) for name, own in params.items()}
@@ -178,34 +143,6 @@ def init(parts: Parts, key: jax.Array, batch_shape: tuple[int, ...]) -> TrainSta
     )
 
 
-def generator_input(parts: Parts, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
-    """What the generator draws from: masks in {0, 1}, or sketches in [0, 1], and position maps, float32 [B, *S, 2] ->
-    [B, *S, 2 to 4], the masks at the images' grey values, blurred by parts.sigma, with a channel of normal noise where
-    there is one (`model.noise_channel`), and one of smooth noise (`gan.clouds_vox`).
-
-    The published generator has none of these. Without noise every voxel of equal surroundings gets the same grey value:
-    the grain of a camera can then only be imitated by a pattern that repeats itself, and that backgrounds of real
-    images are not equally bright everywhere, which the critic soon sees, not at all.
-
-    Args:
-      own_keys: of the images, [B].
-    """
-    grey = maps[..., 0]
-    if parts.contrast is not None:
-        grey = parts.background + parts.contrast * grey
-    grey = blur(grey, (0.0,) + (parts.sigma,) * (grey.ndim - 1))
-    maps = maps.at[..., 0].set(grey)
-    if not parts.noise_channel:
-        return maps
-    shape = (*maps.shape[1:-1], 1)
-    noise = jax.vmap(lambda key: samplers.rows_of_noise(keys.stream(key, "noise"), 0, shape))(own_keys)
-    if not parts.clouds_vox:
-        return jnp.concatenate([maps, noise], axis=-1)
-    knots = (parts.clouds_vox,) * len(shape[:-1])
-    clouds = jax.vmap(lambda key: deform.smooth_noise(keys.stream(key, "clouds"), shape[:-1], knots))(own_keys)
-    return jnp.concatenate([maps, noise, clouds[..., None]], axis=-1)
-
-
 def generate(parts: Parts, params, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
     """Masks in {0, 1} or sketches, and their position maps, float32 [B, *S, 2] -> images float32 [B, *S, 1] in [-1, 1].
 
@@ -213,12 +150,12 @@ def generate(parts: Parts, params, own_keys: jax.Array, maps: jax.Array) -> jax.
       params: of the generator.
       own_keys: of the images, [B]; only a generator with a channel of noise has a use for them.
     """
-    return 2 * parts.net.apply({"params": params}, generator_input(parts, own_keys, maps)) - 1
+    return 2 * parts.net.apply({"params": params}, gan_input.generator_input(parts.drawn, own_keys, maps)) - 1
 
 
 def stages(parts: Parts, params) -> tiles.Stages:
-    """The generator in three parts, for volumes in tiles: what `generator_input` returns -> [B, *S, 1], the image in
-    [-1, 1]."""
+    """The generator in three parts, for volumes in tiles: what `gan_input.generator_input` returns -> [B, *S, 1], the
+    image in [-1, 1]."""
 
     def part(method):
         return lambda *arrays: parts.net.apply({"params": params}, *arrays, method=method)
@@ -239,7 +176,7 @@ def step(parts: Parts, state: TrainState, batch: dict[str, jax.Array], key: jax.
     Args:
       batch: "image" float32 [B, *patch, 1] in [-1, 1] with "image_position", "mask" [B, *patch, 1] in {0, 1} with
         "position", both in [-1, 1] (paper 003, eq. 1); images and masks need not belong together. With
-        parts.critic_mask also "image_mask", the image's own.
+        parts.critic_mask also "image_mask", the image's own, a sketch where masks are sketches.
       key: the run's key; the draws depend on it and on state.step.
 
     Returns:
@@ -279,15 +216,13 @@ def _gradients(parts: Parts, state: TrainState, batch, own_keys, probability):
     """Of one micro-batch: gradients of both networks, the mean sign of the logits of real images, and scalars."""
     real, real_position, real_maps = _as_seen(batch["image"]), batch["image_position"], _maps_of_images(parts, batch)
     mask, position = batch["mask"], batch["position"]
-    # Of sketches what is cell and what is not: how bright the cells of real images are is in the images.
-    shown = mask if parts.contrast is not None else (jnp.abs(mask - parts.background) > 1e-3).astype(mask.dtype)
-    maps = jnp.concatenate([position, shown], -1) if parts.critic_mask else position
+    maps = _critic_maps(parts, position, mask)
     count = real.shape[0]
 
     def draw(params):
         # Of its masks, and of real images in their place, which it is to leave as they are: they have their grain, so
         # the channel of noise is 0. In turns, so that every device has both of its own examples.
-        masks = generator_input(parts, own_keys, jnp.concatenate([mask, position], -1))
+        masks = gan_input.generator_input(parts.drawn, own_keys, jnp.concatenate([mask, position], -1))
         images = jnp.concatenate([real, real_position, jnp.zeros_like(masks[..., 2:])], -1)
         x = jnp.stack([masks, images], axis=1).reshape(2 * count, *masks.shape[1:])
         made = parts.net.apply({"params": params}, x)
@@ -324,15 +259,22 @@ def _gradients(parts: Parts, state: TrainState, batch, own_keys, probability):
 
 
 def _maps_of_images(parts: Parts, batch) -> jax.Array:
-    """What the critic sees beside real images: position maps, and their masks where it does."""
-    position = batch["image_position"]
-    return jnp.concatenate([position, batch["image_mask"]], -1) if parts.critic_mask else position
+    return _critic_maps(parts, batch["image_position"], batch.get("image_mask"))
+
+
+def _critic_maps(parts: Parts, position: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """What the critic sees beside images: position maps, and where it does masks, sketches at the images' contrast."""
+    if not parts.critic_mask:
+        return position
+    if parts.drawn.contrast is None:
+        mask = parts.critic_gain * (mask - parts.drawn.background)
+    return jnp.concatenate([position, mask], -1)
 
 
 def _logits(parts: Parts, params, images: jax.Array, maps: jax.Array) -> jax.Array:
     """What the critic says of images in [0, 1] with these maps. Without a norm it is slow to see what differs by a few
     hundredths of an input (docs/gan.md); parts.critic_gain makes it more, about the background of the images."""
-    seen = parts.critic_gain * (images - parts.background)
+    seen = parts.critic_gain * (images - parts.drawn.background)
     return parts.critic.apply({"params": params}, jnp.concatenate([seen, maps], -1))
 
 

@@ -1,0 +1,110 @@
+"""What is measured of real images before a GAN learns them: their grain, and the grey values of what masks show."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from jaxsynth.data import intensity as intensities
+from jaxsynth.data import unpaired, volumes
+from jaxsynth.errors import InputError
+from jaxsynth.sim.brightness import QUANTILES, ranked
+
+MOST_IMAGES = 64  # that are read for it, evenly over the set
+LEAST_GRAIN = 1e-3  # in [0, 1]: of none the generator could not learn any
+
+
+def measure(
+    own, opened: volumes.VolumeSet, scale: intensities.Intensity, labels_of: Callable | None
+) -> np.ndarray | None:
+    """Fills in `own`, which is config.gan: `levels` and `grain`, where they are open and of use.
+
+    Levels are, where the images have labels, those of `_of_masks` and `_of_sketches`, else the images' percentiles.
+
+    Args:
+      labels_of: index of an image, its array -> its labels int32 [*S]; None: the images have none.
+
+    Returns:
+      For sketches of images with labels how bright cells are, float32 [images, QUANTILES]: for each image with cells
+      the quantiles of their mean grey values in [0, 1]; else None.
+
+    Raises:
+      InputError: no image has cells and background, and levels are asked for.
+    """
+    sketches = own.mask == "sketch"
+    grain_open, levels_open = own.residual and not own.grain, (own.residual or sketches) and not own.levels
+    compared = labels_of is not None and (levels_open or sketches)
+    if not (grain_open or levels_open or compared):
+        return None
+    count = len(opened.paths)
+    indices = np.unique(np.linspace(0, count - 1, min(count, MOST_IMAGES)).round().astype(int))
+    grains, shown = [], []
+    for index, image in zip(indices, volumes.each(volumes.subset(opened, indices)), strict=True):
+        normal = np.asarray(intensities.normalise(image, scale))
+        grains += [intensities.grain(normal) / 2] if grain_open else []
+        if compared:
+            grey = (np.asarray(normal, np.float64) + 1) / 2
+            labels = labels_of(index, image)
+            shown.append(_cells(labels, grey) if sketches else _moments(labels, grey, opened.spacing_um, own))
+    if grain_open:
+        own.grain = max(round(float(np.mean(grains)), 4), LEAST_GRAIN)
+    if levels_open:
+        if compared:
+            found = _of_sketches(shown) if sketches else _of_masks(np.sum(shown, axis=0), own.grain)
+        else:
+            background, *cells = ((level + 1) / 2 for level in scale.levels)
+            found = (background, *(cells if sketches else [np.mean(cells)]))
+        if found is None:
+            raise InputError(f"{own.image_labels}: no background or no cell in any label image: set gan.levels")
+        own.levels = tuple(round(float(level), 4) for level in found)
+    if not (sketches and compared):
+        return None
+    tables = [np.quantile(cells, np.linspace(0, 1, QUANTILES)) for _, cells in shown if len(cells)]
+    return np.asarray(tables, np.float32) if tables else None
+
+
+def sketch_of(labels: np.ndarray, grey: np.ndarray, background: float) -> np.ndarray:
+    """The sketch of a real image, each cell at its mean, as the generator sees sketches: float16 [*S] in [0, 1].
+
+    Args:
+      labels: integers [*S], 0 = background.
+      grey: the image, float [*S] in [0, 1].
+      background: the grey value of all backgrounds.
+    """
+    ranks, ids, _ = ranked(labels)
+    means = ndimage.mean(grey, ranks, range(1, len(ids)))
+    return np.concatenate([[background], means]).astype(np.float16)[ranks]
+
+
+def _cells(labels: np.ndarray, grey: np.ndarray) -> tuple[float | None, np.ndarray]:
+    """The median grey value of the background, if there is any, and the means of cells."""
+    ranks, ids, _ = ranked(labels)
+    outside = grey[ranks == 0]
+    return (np.median(outside) if outside.size else None), np.asarray(ndimage.mean(grey, ranks, range(1, len(ids))))
+
+
+def _of_sketches(shown: Iterable[tuple[float | None, np.ndarray]]) -> tuple | None:
+    """The background, and the 5th and the 95th percentile of cells."""
+    backgrounds = [background for background, _ in shown if background is not None]
+    cells = np.concatenate([cells for _, cells in shown])
+    return (np.mean(backgrounds), *np.quantile(cells, (0.05, 0.95))) if backgrounds and cells.size else None
+
+
+def _moments(labels: np.ndarray, grey: np.ndarray, spacing_um: Sequence[float] | None, own) -> np.ndarray:
+    """Sums over an image: of voxels, of its mask, blurred as it will be, its square, its grey values and theirs."""
+    mask = unpaired.mask(labels, spacing_um, own.mask)
+    soft = ndimage.gaussian_filter(mask.astype(np.float64), own.sigma, mode="reflect")
+    return np.array([soft.size, soft.sum(), np.square(soft).sum(), grey.sum(), np.square(grey).sum()])
+
+
+def _of_masks(moments: np.ndarray, grain: float) -> tuple | None:
+    """The grey values with which blurred masks have the images' mean and spread, grain aside: those that explain images
+    best have less contrast, as masks do not tell all."""
+    soft_mean, soft_square, mean, square = moments[1:] / moments[0]
+    soft_spread, spread = soft_square - soft_mean**2, square - mean**2 - grain**2
+    if soft_spread <= 0:
+        return None
+    contrast = math.sqrt(max(spread, 0) / soft_spread)
+    background = mean - contrast * soft_mean
+    return tuple(np.clip((background, background + contrast), 0, 1))

@@ -1,0 +1,93 @@
+"""What the GAN's generator draws from: a mask at the images' grey values, where it lies, and noise."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jaxsynth import keys
+from jaxsynth.diffusion import samplers
+from jaxsynth.errors import InputError
+from jaxsynth.sim import deform
+from jaxsynth.sim.sketch import LEVELS, blur
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """How masks become the generator's input.
+
+    Attributes:
+      background: grey value in [0, 1] of the images' background.
+      contrast: of masks' cells to it; None: masks are sketches, which have their grey values.
+      sigma: blur of masks, voxels.
+      noise_channel: whether there is a third channel, of noise.
+      clouds_vox: over how many voxels the noise of a fourth one is smooth; 0: there is none.
+    """
+
+    background: float
+    contrast: float | None
+    sigma: float
+    noise_channel: bool
+    clouds_vox: float
+
+
+def of_config(own: dict, noise_channel: bool) -> Drawn:
+    """The input that config.gan asks for.
+
+    Raises:
+      InputError: a value that makes no sense.
+    """
+    if not 0 <= own["sigma"] < 100:
+        raise InputError(f"gan.sigma must lie in 0..100 voxels, got {own['sigma']}")
+    if not own["clouds_vox"] >= 0:
+        raise InputError(f"gan.clouds_vox must be at least 0, got {own['clouds_vox']}")
+    background, *cells = levels_of(own)
+    contrast = None if own["mask"] == "sketch" else cells[0] - background
+    return Drawn(background, contrast, own["sigma"], noise_channel, own["clouds_vox"] if noise_channel else 0.0)
+
+
+def levels_of(own: dict | ConfigDict) -> tuple[float, ...]:
+    """The grey values in [0, 1] of config.gan: of background and cells; of sketches' background, dim and bright cells.
+
+    Raises:
+      InputError: there are more or fewer, or they are no grey values.
+    """
+    names = ("background", "dim cells", "bright cells") if own["mask"] == "sketch" else ("background", "cells")
+    levels = tuple(own["levels"]) or ((0.0, 0.25, 1.0) if len(names) == 3 else (0.0, 1.0))
+    if len(levels) != len(names) or not all(0 <= level <= 1 for level in levels):
+        raise InputError(f"gan.levels: expected grey values in 0..1 of {', '.join(names)}, or (); got {levels}")
+    return levels
+
+
+def sketch_levels(own: ConfigDict) -> tuple[float, ...]:
+    """The grey values in [-1, 1] of the sketches that config.gan asks for; where it asks for none, any."""
+    return tuple(round(2 * level - 1, 4) for level in levels_of(own)) if own.mask == "sketch" else LEVELS
+
+
+def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
+    """Masks in {0, 1}, or sketches in [0, 1], and position maps, float32 [B, *S, 2] -> [B, *S, 2 to 4]: the masks at
+    the images' grey values, blurred, position maps, and channels of normal noise, one without structure
+    (`model.noise_channel`) and one that is smooth (`gan.clouds_vox`).
+
+    The published generator has none of these. Without noise every voxel of equal surroundings gets the same grey value:
+    the grain of a camera can then only be imitated by a pattern that repeats itself, and that backgrounds of real
+    images are not equally bright everywhere, which the critic soon sees, not at all.
+
+    Args:
+      own_keys: of the images, [B].
+    """
+    grey = maps[..., 0]
+    if drawn.contrast is not None:
+        grey = drawn.background + drawn.contrast * grey
+    grey = blur(grey, (0.0,) + (drawn.sigma,) * (grey.ndim - 1))
+    maps = maps.at[..., 0].set(grey)
+    if not drawn.noise_channel:
+        return maps
+    shape = (*maps.shape[1:-1], 1)
+    noise = jax.vmap(lambda key: samplers.rows_of_noise(keys.stream(key, "noise"), 0, shape))(own_keys)
+    if not drawn.clouds_vox:
+        return jnp.concatenate([maps, noise], axis=-1)
+    knots = (drawn.clouds_vox,) * len(shape[:-1])
+    clouds = jax.vmap(lambda key: deform.smooth_noise(keys.stream(key, "clouds"), shape[:-1], knots))(own_keys)
+    return jnp.concatenate([maps, noise, clouds[..., None]], axis=-1)
