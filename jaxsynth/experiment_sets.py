@@ -13,7 +13,7 @@ from jaxsynth.errors import InputError
 
 _SMALL_GAN = (
     "--config.model.features=8", "--config.gan.critic_features=32", "--config.gan.critic_mask=True",
-    "--config.optim.ema_decay=0.995", "--config.train.num_steps=2000", "--config.train.val_every=200",
+    "--config.optim.ema_decay=0.995", "--config.train.num_steps=1500", "--config.train.val_every=250",
     "--config.train.checkpoint_every=500", "--config.train.preview_every=500",
 )  # fmt: skip
 GAN_2D = (*_SMALL_GAN, "--config.data.patch=(128,128)", "--config.data.batch_size=2")

@@ -13,6 +13,7 @@ from jaxsynth.sim.brightness import QUANTILES, ranked
 
 MOST_IMAGES = 64  # that are read for it, evenly over the set
 LEAST_GRAIN = 1e-3  # in [0, 1]: of none the generator could not learn any
+GREYS = np.linspace(0, 1, 17)  # at which grain is measured
 
 
 def measure(
@@ -39,19 +40,22 @@ def measure(
         return None
     count = len(opened.paths)
     indices = np.unique(np.linspace(0, count - 1, min(count, MOST_IMAGES)).round().astype(int))
-    grains, shown = [], []
+    curves, shown = [], []
     for index, image in zip(indices, volumes.each(volumes.subset(opened, indices)), strict=True):
-        normal = np.asarray(intensities.normalise(image, scale))
-        grains += [intensities.grain(normal) / 2] if grain_open else []
+        grey = (np.asarray(intensities.normalise(image, scale), np.float64) + 1) / 2
+        curves += [intensities.grain(grey, GREYS)] if grain_open else []
         if compared:
-            grey = (np.asarray(normal, np.float64) + 1) / 2
             labels = labels_of(index, image)
-            shown.append(_cells(labels, grey) if sketches else _moments(labels, grey, opened.spacing_um, own))
+            if sketches:
+                shown.append(_cells(labels, grey))
+            else:  # of residual generators
+                grain = _at_all(np.array(curves[-1:])) if grain_open else own.grain
+                shown.append(_moments(labels, grey, grain, opened.spacing_um, own))
     if grain_open:
-        own.grain = max(round(float(np.mean(grains)), 4), LEAST_GRAIN)
+        own.grain = _at_all(np.array(curves))
     if levels_open:
         if compared:
-            found = _of_sketches(shown) if sketches else _of_masks(np.sum(shown, axis=0), own.grain)
+            found = _of_sketches(shown) if sketches else _of_masks(np.sum(shown, axis=0))
         else:
             background, *cells = ((level + 1) / 2 for level in scale.levels)
             found = (background, *(cells if sketches else [np.mean(cells)]))
@@ -78,10 +82,10 @@ def sketch_of(labels: np.ndarray, grey: np.ndarray, background: float) -> np.nda
 
 
 def _cells(labels: np.ndarray, grey: np.ndarray) -> tuple[float | None, np.ndarray]:
-    """The median grey value of the background, if there is any, and the means of cells."""
+    """The mean grey values of the background, if there is any (its median may be 0, where no grain is), and of cells."""
     ranks, ids, _ = ranked(labels)
     outside = grey[ranks == 0]
-    return (np.median(outside) if outside.size else None), np.asarray(ndimage.mean(grey, ranks, range(1, len(ids))))
+    return (outside.mean() if outside.size else None), np.asarray(ndimage.mean(grey, ranks, range(1, len(ids))))
 
 
 def _of_sketches(shown: Iterable[tuple[float | None, np.ndarray]]) -> tuple | None:
@@ -91,20 +95,33 @@ def _of_sketches(shown: Iterable[tuple[float | None, np.ndarray]]) -> tuple | No
     return (np.mean(backgrounds), *np.quantile(cells, (0.05, 0.95))) if backgrounds and cells.size else None
 
 
-def _moments(labels: np.ndarray, grey: np.ndarray, spacing_um: Sequence[float] | None, own) -> np.ndarray:
-    """Sums over an image: of voxels, of its mask, blurred as it will be, its square, its grey values and theirs."""
+def _moments(labels: np.ndarray, grey: np.ndarray, grain: Sequence[float], spacing_um, own) -> np.ndarray:
+    """Sums over an image: of voxels, of its mask, blurred as it will be, its square, its grey values, and of their
+    squares without the grain's."""
     mask = unpaired.mask(labels, spacing_um, own.mask)
     soft = ndimage.gaussian_filter(mask.astype(np.float64), own.sigma, mode="reflect")
-    return np.array([soft.size, soft.sum(), np.square(soft).sum(), grey.sum(), np.square(grey).sum()])
+    noise = 0.0  # of either part as at its mean
+    for part in (grey[mask == 0], grey[mask > 0]):
+        noise += part.size * np.interp(part.mean() if part.size else 0, np.linspace(0, 1, len(grain)), grain) ** 2
+    return np.array([soft.size, soft.sum(), np.square(soft).sum(), grey.sum(), np.square(grey).sum() - noise])
 
 
-def _of_masks(moments: np.ndarray, grain: float) -> tuple | None:
+def _of_masks(moments: np.ndarray) -> tuple | None:
     """The grey values with which blurred masks have the images' mean and spread, grain aside: those that explain images
     best have less contrast, as masks do not tell all."""
     soft_mean, soft_square, mean, square = moments[1:] / moments[0]
-    soft_spread, spread = soft_square - soft_mean**2, square - mean**2 - grain**2
+    soft_spread, spread = soft_square - soft_mean**2, square - mean**2
     if soft_spread <= 0:
         return None
     contrast = math.sqrt(max(spread, 0) / soft_spread)
     background = mean - contrast * soft_mean
     return tuple(np.clip((background, background + contrast), 0, 1))
+
+
+def _at_all(found: np.ndarray) -> tuple[float, ...]:
+    """The mean over images [images, len(GREYS)] of grain, where none has such grey values that of the nearest."""
+    known = np.isfinite(found)
+    mean = np.where(known, found, 0).sum(0) / np.maximum(known.sum(0), 1)
+    some = known.any(0)
+    every = np.interp(GREYS, GREYS[some], mean[some]) if some.any() else 0 * GREYS
+    return tuple(round(float(sd), 4) for sd in np.clip(every, LEAST_GRAIN, 0.49))

@@ -20,6 +20,7 @@ from jaxsynth.errors import InputError
 METHODS = ("minmax_shifted", "percentile", "asinh")
 SAMPLE = 2**20  # voxels of one floating-point volume that enter the histogram
 TAIL = 1e-4  # fraction of voxels at either end that may be hot pixels
+LEAST_VOXELS = 50  # that tell the grain at a grey value
 BACKGROUND = 0.8  # fraction of all voxels, the darkest, that tells the noise of the background
 
 
@@ -145,19 +146,28 @@ def denormalise(x, intensity: Intensity) -> np.ndarray:
     return (np.rint(x) if dtype.kind in "iu" else x).astype(dtype)
 
 
-def grain(image: np.ndarray) -> float:
-    """The standard deviation of an image's white noise, in units of the image [*S] of any scale.
+def grain(image: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The standard deviation of an image's white noise where it is as bright as each of `at`, float [len(at)] in units
+    of the image [*S] of any scale; NaN where fewer than LEAST_VOXELS are.
 
     Second differences along every axis in turn leave nearly nothing of what is smooth (Immerkaer 1996, there in 2D);
-    the median of their sizes leaves out edges.
+    the median of their sizes leaves out edges. How bright it is is told by the mean of 5 x 5 voxels in the plane.
+
+    Args:
+      at: grey values, rising; a voxel counts for the nearest.
     """
-    left = np.asarray(image, np.float32)
-    for axis in range(left.ndim):
-        if left.shape[axis] < 3:
-            continue
-        left = np.moveaxis(left, axis, 0)
-        left = np.moveaxis((left[1:-1] - (left[:-2] + left[2:]) / 2) / math.sqrt(1.5), 0, axis)
-    return float(np.median(np.abs(left)) / 0.6745)  # the median of a normal deviate's size
+    image = np.asarray(image, np.float32)
+    left = image
+    for axis in range(image.ndim):
+        if image.shape[axis] >= 3:
+            left = ndimage.convolve1d(left, np.array([-0.5, 1, -0.5]) / math.sqrt(1.5), axis=axis)
+    local = ndimage.uniform_filter(image, (1,) * (image.ndim - 2) + (5, 5))
+    inner = tuple(slice(1, -1) if n >= 3 else slice(None) for n in image.shape)  # where all differences are whole
+    left, local = left[inner], local[inner]
+    nearest = np.digitize(local, (at[1:] + at[:-1]) / 2)
+    found = [np.abs(left[nearest == index]) for index in range(len(at))]
+    # The median of a normal deviate's size is 0.6745.
+    return np.array([np.median(sizes) / 0.6745 if sizes.size >= LEAST_VOXELS else np.nan for sizes in found])
 
 
 def _histogram(volumes: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.dtype]:

@@ -4,8 +4,6 @@ Source: Eschweiler et al., "3D fluorescence microscopy data synthesis for segmen
 003, whose published weights they take without change.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -28,14 +26,12 @@ class Generator(LeakyUNet):
     in `unet.UNet`, whose sizes it has: `deepen` returns 8 features.
 
     With `residual` a linear function of every voxel's inputs alone, of the first channel its logit, is added before the
-    sigmoid. It is learnt, too, and begins as the logit plus `grain` times the third channel, where there is one: an
-    untrained network returns masks at grey values as they are, with grain on them. The published network has no such
-    shortcut.
+    sigmoid. It is learnt, too, and begins as the logit plus the third channel, where there is one: an untrained network
+    returns masks at grey values as they are, with grain on them. The published network has no such shortcut.
     """
 
     out_channels: int = 1
     residual: bool = False
-    grain: float = 0.5
 
     def add_decoder(self, stage):
         f = self.features
@@ -45,8 +41,7 @@ class Generator(LeakyUNet):
             setattr(self, f"c{level + 4}", stage((channels, channels), self.norm))
 
         if self.residual:
-            kernel = functools.partial(_shortcut, grain=self.grain)
-            self.shortcut = nn.Dense(self.out_channels, kernel_init=kernel)
+            self.shortcut = nn.Dense(self.out_channels, kernel_init=_shortcut)
 
     def activation(self, raw, x):
         if self.residual:
@@ -55,8 +50,8 @@ class Generator(LeakyUNet):
         return nn.sigmoid(raw)
 
 
-def _shortcut(key, shape, dtype, grain):
-    return jnp.zeros(shape, dtype).at[:3, 0].set(jnp.asarray([1, 0, grain], dtype)[: shape[0]])
+def _shortcut(key, shape, dtype):
+    return jnp.zeros(shape, dtype).at[:3, 0].set(jnp.asarray([1, 0, 1], dtype)[: shape[0]])
 
 
 class Critic(nn.Module):

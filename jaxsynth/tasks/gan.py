@@ -30,7 +30,7 @@ LOSSES = {
     "hinge": (lambda x: jax.nn.relu(1 - x), lambda x: jax.nn.relu(1 + x), jnp.negative),
 }
 # Keys of config.gan that checkpoints of earlier versions lack, and how those were trained.
-EARLIER = {"critic_norm": "", "residual": False, "levels": (), "grain": 0.0, "sigma": 0.0}
+EARLIER = {"critic_norm": "", "residual": False, "levels": (), "grain": (), "sigma": 0.0}
 EARLIER |= {"critic_mask": False, "critic_gain": 1.0, "critic_rate": 1.0, "clouds_vox": 0.0}
 
 
@@ -80,7 +80,7 @@ def build(config: ConfigDict) -> Parts:
       InputError: a value that makes no sense.
     """
     own = EARLIER | config.gan.to_dict()
-    if own["residual"] and "grain" not in config.gan:
+    if own["residual"] and not isinstance(config.gan.get("grain"), tuple):
         raise InputError("a residual GAN of an earlier version, whose shortcut was another: train it again")
     if own["loss"] not in LOSSES:
         raise InputError(f"unknown gan.loss {own['loss']!r}: expected one of {', '.join(LOSSES)}")
@@ -91,8 +91,6 @@ def build(config: ConfigDict) -> Parts:
     target, start = own["ada_target"], own["ada_start"]
     if not (-1 <= target <= 1 and 0 <= start <= 1):
         raise InputError(f"expected gan.ada_target in -1..1 and gan.ada_start in 0..1, got {target} and {start}")
-    if not 0 <= own["grain"] < 1:
-        raise InputError(f"gan.grain must lie in 0..1, got {own['grain']}")
     drawn = gan_input.of_config(own, config.model.noise_channel)
     shared = ddpm.network_options(config)
     critic_norm = own["critic_norm"] or config.model.norm
@@ -102,9 +100,6 @@ def build(config: ConfigDict) -> Parts:
             f"got {tuple(config.data.patch)}"
         )
     of_generator = shared | {"remat": ddpm.recomputes(config) == "always", "residual": own["residual"]}
-    if own["grain"]:
-        dark = min(max(drawn.background, gan.DARKEST), 1 - gan.DARKEST)
-        of_generator["grain"] = own["grain"] / (dark * (1 - dark))  # a sigmoid is as steep as this product
     return Parts(
         net=gan.Generator(features=config.model.features, **of_generator),
         drawn=drawn,

@@ -22,6 +22,8 @@ class Drawn:
       contrast: of masks' cells to it; None: masks are sketches, which have their grey values.
       sigma: blur of masks, voxels.
       noise_channel: whether there is a third channel, of noise.
+      grain: standard deviation that this noise is to have in images, at grey values evenly from 0 to 1; (): it is
+        normal, whatever the mask.
       clouds_vox: over how many voxels the noise of a fourth one is smooth; 0: there is none.
     """
 
@@ -29,6 +31,7 @@ class Drawn:
     contrast: float | None
     sigma: float
     noise_channel: bool
+    grain: tuple[float, ...]
     clouds_vox: float
 
 
@@ -42,9 +45,17 @@ def of_config(own: dict, noise_channel: bool) -> Drawn:
         raise InputError(f"gan.sigma must lie in 0..100 voxels, got {own['sigma']}")
     if not own["clouds_vox"] >= 0:
         raise InputError(f"gan.clouds_vox must be at least 0, got {own['clouds_vox']}")
+    if len(own["grain"]) == 1 or not all(0 < sd < 0.5 for sd in own["grain"]):
+        raise InputError(f"gan.grain: expected two numbers in 0..0.5 or more, or (); got {tuple(own['grain'])}")
     background, *cells = levels_of(own)
-    contrast = None if own["mask"] == "sketch" else cells[0] - background
-    return Drawn(background, contrast, own["sigma"], noise_channel, own["clouds_vox"] if noise_channel else 0.0)
+    return Drawn(
+        background=background,
+        contrast=None if own["mask"] == "sketch" else cells[0] - background,
+        sigma=own["sigma"],
+        noise_channel=noise_channel,
+        grain=tuple(own["grain"]),
+        clouds_vox=own["clouds_vox"] if noise_channel else 0.0,
+    )
 
 
 def levels_of(own: dict | ConfigDict) -> tuple[float, ...]:
@@ -68,7 +79,8 @@ def sketch_levels(own: ConfigDict) -> tuple[float, ...]:
 def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
     """Masks in {0, 1}, or sketches in [0, 1], and position maps, float32 [B, *S, 2] -> [B, *S, 2 to 4]: the masks at
     the images' grey values, blurred, position maps, and channels of normal noise, one without structure
-    (`model.noise_channel`) and one that is smooth (`gan.clouds_vox`).
+    (`model.noise_channel`), as strong as the images' grain at that grey value, and one that is smooth
+    (`gan.clouds_vox`).
 
     The published generator has none of these. Without noise every voxel of equal surroundings gets the same grey value:
     the grain of a camera can then only be imitated by a pattern that repeats itself, and that backgrounds of real
@@ -86,8 +98,29 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
         return maps
     shape = (*maps.shape[1:-1], 1)
     noise = jax.vmap(lambda key: samplers.rows_of_noise(keys.stream(key, "noise"), 0, shape))(own_keys)
+    if drawn.grain:
+        noise *= logit_grain(drawn.grain, grey)[..., None]
     if not drawn.clouds_vox:
         return jnp.concatenate([maps, noise], axis=-1)
     knots = (drawn.clouds_vox,) * len(shape[:-1])
     clouds = jax.vmap(lambda key: deform.smooth_noise(keys.stream(key, "clouds"), shape[:-1], knots))(own_keys)
     return jnp.concatenate([maps, noise, clouds[..., None]], axis=-1)
+
+
+def logit_grain(grain: tuple[float, ...], grey: jax.Array) -> jax.Array:
+    """What noise must be multiplied by and added to logits of grey values, so that the grey values have that grain.
+
+    Bright cells have far less grain on an asinh scale than the background, and the sigmoid is the steeper the further
+    from 0 and 1: noise that is equally strong everywhere lets bright cells glitter. A grey value below its own grain is
+    taken for that, where the sigmoid would be no straight line over the noise.
+
+    Args:
+      grain: standard deviations at grey values evenly from 0 to 1, with straight lines between.
+      grey: float [...], in [0, 1].
+    """
+    table = jnp.asarray(grain, jnp.float32)
+    at = jnp.clip(grey, 0, 1) * (len(grain) - 1)
+    below = jnp.minimum(at.astype(jnp.int32), len(grain) - 2)
+    sd = table[below] + (at - below) * (table[below + 1] - table[below])
+    steep = jnp.clip(grey, sd, 1 - sd)
+    return sd / (steep * (1 - steep))

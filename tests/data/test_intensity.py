@@ -172,8 +172,19 @@ def test_grain_is_the_white_noise_whatever_is_smooth():
                     for k, n in enumerate(shape))  # fmt: skip
         smooth = 200 * np.sin(ramps / 60)
         smooth[..., 20:30, 20:30] += 1000
-        assert grain(smooth + noise) == pytest.approx(3, rel=0.06)
-        assert grain(smooth) < 0.1
+        one = np.zeros(1)
+        assert grain(smooth + noise, one) == pytest.approx(3, rel=0.06)
+        assert grain(smooth, one) < 0.1
+
+
+def test_grain_is_told_apart_by_grey_value():
+    rng = np.random.default_rng(0)
+    for shape in ((128, 128), (24, 48, 48)):
+        image = np.where(np.arange(shape[-1]) < shape[-1] // 2, 100.0, 200.0) * np.ones(shape)
+        image += rng.normal(0, 1, shape) * np.where(image < 150, 8, 2)
+        found = grain(image, np.array([0.0, 100.0, 200.0, 300.0]))
+        np.testing.assert_allclose(found[1:3], (8, 2), rtol=0.12)
+        assert np.isnan(found[[0, 3]]).all()
 
 
 def test_intensity_survives_json(cells):

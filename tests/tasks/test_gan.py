@@ -188,14 +188,17 @@ def test_the_critic_has_a_rate_of_its_own(stepped):
 
 
 def test_an_untrained_residual_generator_returns_its_mask_with_grain():
-    words = {"gan.residual": True, "model.noise_channel": True, "gan.grain": 0.06, "gan.levels": (0.2, 0.7)}
+    """That of the images at each grey value: bright cells have less."""
+    grain = (0.08, 0.06, 0.04, 0.03, 0.02)
+    words = {"gan.residual": True, "model.noise_channel": True, "gan.grain": grain, "gan.levels": (0.25, 0.75)}
     parts, batch = gan.build(make(**words)), example((32, 32), 4)
     params = jax.jit(lambda k: gan.init(parts, k, (4, 32, 32, 1)).params["generator"])(ROOT)
     maps = jnp.concatenate([batch["mask"], batch["position"]], -1)
     made = (jax.jit(lambda own: gan.generate(parts, params, own, maps))(jax.random.split(ROOT, 4)) + 1) / 2
     dark, bright = made[batch["mask"] == 0], made[batch["mask"] == 1]
-    assert float(dark.mean()) == pytest.approx(0.2, abs=0.04) and float(bright.mean()) == pytest.approx(0.7, abs=0.04)
-    assert 0.05 < float(dark.std()) < 0.08
+    assert float(dark.mean()) == pytest.approx(0.25, abs=0.04) and float(bright.mean()) == pytest.approx(0.75, abs=0.04)
+    # The untrained layers add a little.
+    assert 0.055 < float(dark.std()) < 0.075 and 0.025 < float(bright.std()) < 0.04
     # Without noise images pass nearly as they are.
     image = (batch["image"] + 1) / 2
     same = jax.jit(parts.net.apply)({"params": params}, jnp.concatenate([image, batch["position"], 0 * image], -1))
@@ -228,6 +231,19 @@ def test_masks_are_drawn_from_at_the_grey_values_of_images():
         np.testing.assert_allclose(x[..., :1], grey, atol=1e-5)
         np.testing.assert_array_equal(x[..., 1:2], batch["position"])
         assert float(x[..., 2].std()) == pytest.approx(1.0, rel=0.1)
+
+
+def test_noise_of_logits_gives_grey_values_their_grain():
+    grain = (0.05, 0.11, 0.02, 0.03)
+    grey = np.array([0.15, 0.3, 0.5, 2 / 3, 0.9], np.float32)
+    wanted = np.interp(grey, np.linspace(0, 1, 4), grain)
+    logits = np.log(grey / (1 - grey)) + np.random.default_rng(0).normal(0, 1, (20000, 1)) * np.asarray(
+        gan_input.logit_grain(grain, jnp.asarray(grey))
+    )
+    np.testing.assert_allclose((1 / (1 + np.exp(-logits))).std(0), wanted, rtol=0.1)
+    # Darker than its own grain: no more than there.
+    least = gan_input.logit_grain(grain, jnp.asarray([0.0, 1.0]))
+    np.testing.assert_allclose(least, (1 / 0.95, 1 / 0.97), rtol=1e-5)
 
 
 def test_clouds_are_smooth_noise_of_its_own_for_every_image():
@@ -314,7 +330,8 @@ def test_2d_and_3d_are_alike(shape):
         ("gan.identity", -1.0, "gan.identity must be at least 0"),
         ("gan.levels", (0.2, 1.5), "gan.levels: expected grey values in 0..1 of background, cells"),
         ("gan.levels", (0.2, 0.3, 0.4), "gan.levels: expected grey values in 0..1 of background, cells"),
-        ("gan.grain", 1.0, "gan.grain must lie in 0..1"),
+        ("gan.grain", (0.1, 0.7), "gan.grain: expected two numbers in 0..0.5 or more"),
+        ("gan.grain", (0.1,), "gan.grain: expected two numbers in 0..0.5 or more"),
         ("gan.sigma", -1.0, "gan.sigma must lie in 0..100 voxels"),
         ("gan.critic_rate", -1.0, "gan.critic_rate must be at least 0"),
         ("gan.ada_every", 0, "gan.ada_every must be at least 1"),
