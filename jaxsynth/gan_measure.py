@@ -82,7 +82,7 @@ def sketch_of(labels: np.ndarray, grey: np.ndarray, background: float) -> np.nda
 
 
 def _cells(labels: np.ndarray, grey: np.ndarray) -> tuple[float | None, np.ndarray]:
-    """The mean grey values of the background, if there is any (its median may be 0, where no grain is), and of cells."""
+    """The mean grey values of the background, if there is any (medians may be 0, where no grain is), and of cells."""
     ranks, ids, _ = ranked(labels)
     outside = grey[ranks == 0]
     return (outside.mean() if outside.size else None), np.asarray(ndimage.mean(grey, ranks, range(1, len(ids))))
