@@ -13,8 +13,8 @@ from jaxsynth.errors import InputError
 
 _SMALL_GAN = (
     "--config.model.features=8", "--config.gan.critic_features=32", "--config.gan.critic_mask=True",
-    "--config.optim.ema_decay=0.995", "--config.train.num_steps=1500", "--config.train.val_every=250",
-    "--config.train.checkpoint_every=500", "--config.train.preview_every=500",
+    "--config.optim.ema_decay=0.995", "--config.train.num_steps=1200", "--config.train.val_every=200",
+    "--config.train.checkpoint_every=400", "--config.train.preview_every=400",
 )  # fmt: skip
 GAN_2D = (*_SMALL_GAN, "--config.data.patch=(128,128)", "--config.data.batch_size=2")
 GAN_3D = (*_SMALL_GAN, "--config.data.patch=(24,32,32)", "--config.data.val_fraction=0.125")

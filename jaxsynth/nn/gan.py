@@ -26,8 +26,8 @@ class Generator(LeakyUNet):
     in `unet.UNet`, whose sizes it has: `deepen` returns 8 features.
 
     With `residual` a linear function of every voxel's inputs alone, of the first channel its logit, is added before the
-    sigmoid. It is learnt, too, and begins as the logit plus the third channel, where there is one: an untrained network
-    returns masks at grey values as they are, with grain on them. The published network has no such shortcut.
+    sigmoid. It is learnt, too, and begins as that logit: an untrained network returns masks at grey values as they are.
+    The published network has no such shortcut.
     """
 
     out_channels: int = 1
@@ -51,7 +51,7 @@ class Generator(LeakyUNet):
 
 
 def _shortcut(key, shape, dtype):
-    return jnp.zeros(shape, dtype).at[:3, 0].set(jnp.asarray([1, 0, 1], dtype)[: shape[0]])
+    return jnp.zeros(shape, dtype).at[0, 0].set(1)
 
 
 class Critic(nn.Module):

@@ -80,7 +80,7 @@ def build(config: ConfigDict) -> Parts:
       InputError: a value that makes no sense.
     """
     own = EARLIER | config.gan.to_dict()
-    if own["residual"] and not isinstance(config.gan.get("grain"), tuple):
+    if own["residual"] and isinstance(config.gan.get("grain", 0.0), float):
         raise InputError("a residual GAN of an earlier version, whose shortcut was another: train it again")
     if own["loss"] not in LOSSES:
         raise InputError(f"unknown gan.loss {own['loss']!r}: expected one of {', '.join(LOSSES)}")

@@ -22,8 +22,8 @@ class Drawn:
       contrast: of masks' cells to it; None: masks are sketches, which have their grey values.
       sigma: blur of masks, voxels.
       noise_channel: whether there is a third channel, of noise.
-      grain: standard deviation that this noise is to have in images, at grey values evenly from 0 to 1; (): it is
-        normal, whatever the mask.
+      grain: standard deviation of this noise on masks, at grey values evenly from 0 to 1: on an asinh scale bright
+        cells have far less than the background. (): masks have none.
       clouds_vox: over how many voxels the noise of a fourth one is smooth; 0: there is none.
     """
 
@@ -78,9 +78,8 @@ def sketch_levels(own: ConfigDict) -> tuple[float, ...]:
 
 def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
     """Masks in {0, 1}, or sketches in [0, 1], and position maps, float32 [B, *S, 2] -> [B, *S, 2 to 4]: the masks at
-    the images' grey values, blurred, position maps, and channels of normal noise, one without structure
-    (`model.noise_channel`), as strong as the images' grain at that grey value, and one that is smooth
-    (`gan.clouds_vox`).
+    the images' grey values, blurred, with the images' grain on them (`gan.grain`), position maps, and channels of
+    normal noise, that of the grain (`model.noise_channel`), and one that is smooth (`gan.clouds_vox`).
 
     The published generator has none of these. Without noise every voxel of equal surroundings gets the same grey value:
     the grain of a camera can then only be imitated by a pattern that repeats itself, and that backgrounds of real
@@ -93,13 +92,13 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
     if drawn.contrast is not None:
         grey = drawn.background + drawn.contrast * grey
     grey = blur(grey, (0.0,) + (drawn.sigma,) * (grey.ndim - 1))
-    maps = maps.at[..., 0].set(grey)
     if not drawn.noise_channel:
-        return maps
+        return maps.at[..., 0].set(grey)
     shape = (*maps.shape[1:-1], 1)
     noise = jax.vmap(lambda key: samplers.rows_of_noise(keys.stream(key, "noise"), 0, shape))(own_keys)
     if drawn.grain:
-        noise *= logit_grain(drawn.grain, grey)[..., None]
+        grey = jnp.clip(grey + grain_at(drawn.grain, grey) * noise[..., 0], 0, 1)
+    maps = maps.at[..., 0].set(grey)
     if not drawn.clouds_vox:
         return jnp.concatenate([maps, noise], axis=-1)
     knots = (drawn.clouds_vox,) * len(shape[:-1])
@@ -107,20 +106,10 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
     return jnp.concatenate([maps, noise, clouds[..., None]], axis=-1)
 
 
-def logit_grain(grain: tuple[float, ...], grey: jax.Array) -> jax.Array:
-    """What noise must be multiplied by and added to logits of grey values, so that the grey values have that grain.
-
-    Bright cells have far less grain on an asinh scale than the background, and the sigmoid is the steeper the further
-    from 0 and 1: noise that is equally strong everywhere lets bright cells glitter. A grey value below its own grain is
-    taken for that, where the sigmoid would be no straight line over the noise.
-
-    Args:
-      grain: standard deviations at grey values evenly from 0 to 1, with straight lines between.
-      grey: float [...], in [0, 1].
-    """
+def grain_at(grain: tuple[float, ...], grey: jax.Array) -> jax.Array:
+    """The standard deviation of grain at grey values in [0, 1], float [...]; `grain` as in `Drawn`, with straight lines
+    between."""
     table = jnp.asarray(grain, jnp.float32)
     at = jnp.clip(grey, 0, 1) * (len(grain) - 1)
     below = jnp.minimum(at.astype(jnp.int32), len(grain) - 2)
-    sd = table[below] + (at - below) * (table[below + 1] - table[below])
-    steep = jnp.clip(grey, sd, 1 - sd)
-    return sd / (steep * (1 - steep))
+    return table[below] + (at - below) * (table[below + 1] - table[below])

@@ -233,17 +233,17 @@ def test_masks_are_drawn_from_at_the_grey_values_of_images():
         assert float(x[..., 2].std()) == pytest.approx(1.0, rel=0.1)
 
 
-def test_noise_of_logits_gives_grey_values_their_grain():
+def test_masks_have_the_grain_of_their_grey_value():
     grain = (0.05, 0.11, 0.02, 0.03)
-    grey = np.array([0.15, 0.3, 0.5, 2 / 3, 0.9], np.float32)
+    grey = jnp.asarray([0.3, 0.5, 2 / 3, 0.9])
     wanted = np.interp(grey, np.linspace(0, 1, 4), grain)
-    logits = np.log(grey / (1 - grey)) + np.random.default_rng(0).normal(0, 1, (20000, 1)) * np.asarray(
-        gan_input.logit_grain(grain, jnp.asarray(grey))
-    )
-    np.testing.assert_allclose((1 / (1 + np.exp(-logits))).std(0), wanted, rtol=0.1)
-    # Darker than its own grain: no more than there.
-    least = gan_input.logit_grain(grain, jnp.asarray([0.0, 1.0]))
-    np.testing.assert_allclose(least, (1 / 0.95, 1 / 0.97), rtol=1e-5)
+    np.testing.assert_allclose(gan_input.grain_at(grain, grey), wanted, rtol=1e-5)
+    words = {"gan.mask": "sketch", "gan.residual": True, "gan.grain": grain, "model.noise_channel": True}
+    maps = jnp.zeros((1, 64, 64, 2)).at[..., 0].set(jnp.repeat(grey, 16))
+    x = gan_input.generator_input(gan.build(make(**words)).drawn, ROOT[None], maps)
+    np.testing.assert_allclose(x[0, ..., 0].reshape(64, 4, 16).std((0, 2)), wanted, rtol=0.1)
+    noisy = maps[..., 0] + gan_input.grain_at(grain, maps[..., 0]) * x[..., 2]
+    np.testing.assert_allclose(x[..., 0], jnp.clip(noisy, 0, 1), atol=1e-5)
 
 
 def test_clouds_are_smooth_noise_of_its_own_for_every_image():
