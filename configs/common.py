@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
     c.gan.identity = 1.0  # weight of the identity loss: real images in the masks' place are to stay as they are
     c.gan.residual = False  # the generator changes its mask, instead of drawing anew; the published one draws
     c.gan.levels = ()  # grey values in [0, 1]: background, cells; of sketches background, dim, bright; (): the images'
-    c.gan.grain = ()  # standard deviation of masks' grain at grey values from 0 to 1, for gan.residual; (): the images'
+    c.gan.grain = ()  # masks' grain at grey values from 0 to 1, see tasks/gan_input.py; (): the images', if residual
     c.gan.sigma = 0.0  # blur of masks, voxels
     c.gan.clouds_vox = 0.0  # beside model.noise_channel one of noise that is smooth over so many voxels; 0: none
     c.gan.critic_features = 64  # channels of the critic's first level; 64 is the published width

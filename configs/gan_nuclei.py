@@ -14,6 +14,4 @@ def get_config():
     config = gan_membranes.get_config()
     config.gan.mask = "sketch"
     config.gan.sigma = 1.0
-    config.gan.critic_rate = 0.25
-    config.optim.learning_rate = 2e-3
     return config

@@ -5,15 +5,17 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from scipy import ndimage
+from scipy.special import ndtri
 
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import unpaired, volumes
+from jaxsynth.data.intensity import SCORES
 from jaxsynth.errors import InputError
 from jaxsynth.sim.brightness import QUANTILES, ranked
 
 MOST_IMAGES = 64  # that are read for it, evenly over the set
-LEAST_GRAIN = 1e-3  # in [0, 1]: of none the generator could not learn any
-GREYS = np.linspace(0, 1, 17)  # at which grain is measured
+LEAST_GRAIN = 1e-3  # standard deviation, in [0, 1]
+GREYS = np.linspace(0, 1, 9)  # at which grain is measured
 
 
 def measure(
@@ -95,14 +97,14 @@ def _of_sketches(shown: Iterable[tuple[float | None, np.ndarray]]) -> tuple | No
     return (np.mean(backgrounds), *np.quantile(cells, (0.05, 0.95))) if backgrounds and cells.size else None
 
 
-def _moments(labels: np.ndarray, grey: np.ndarray, grain: Sequence[float], spacing_um, own) -> np.ndarray:
+def _moments(labels: np.ndarray, grey: np.ndarray, grain: Sequence, spacing_um, own) -> np.ndarray:
     """Sums over an image: of voxels, of its mask, blurred as it will be, its square, its grey values, and of their
     squares without the grain's."""
     mask = unpaired.mask(labels, spacing_um, own.mask)
     soft = ndimage.gaussian_filter(mask.astype(np.float64), own.sigma, mode="reflect")
     noise = 0.0  # of either part as at its mean
     for part in (grey[mask == 0], grey[mask > 0]):
-        noise += part.size * np.interp(part.mean() if part.size else 0, np.linspace(0, 1, len(grain)), grain) ** 2
+        noise += part.size * _variance(grain, part.mean()) if part.size else 0.0
     return np.array([soft.size, soft.sum(), np.square(soft).sum(), grey.sum(), np.square(grey).sum() - noise])
 
 
@@ -118,10 +120,21 @@ def _of_masks(moments: np.ndarray) -> tuple | None:
     return tuple(np.clip((background, background + contrast), 0, 1))
 
 
-def _at_all(found: np.ndarray) -> tuple[float, ...]:
-    """The mean over images [images, len(GREYS)] of grain, where none has such grey values that of the nearest."""
-    known = np.isfinite(found)
-    mean = np.where(known, found, 0).sum(0) / np.maximum(known.sum(0), 1)
-    some = known.any(0)
-    every = np.interp(GREYS, GREYS[some], mean[some]) if some.any() else 0 * GREYS
-    return tuple(round(float(sd), 4) for sd in np.clip(every, LEAST_GRAIN, 0.49))
+def _variance(grain: Sequence, grey: float) -> float:
+    """Of grain, rows as in `gan_input.Drawn`, at a grey value."""
+    rows = np.asarray(grain)
+    even = ndtri((np.arange(200) + 0.5) / 200)  # normal noise
+    each = [np.var(np.interp(even, np.linspace(SCORES[0], SCORES[-1], len(row)), row)) for row in rows]
+    return float(np.interp(grey, np.linspace(0, 1, len(rows)), each))
+
+
+def _at_all(found: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    """The mean over images [images, len(GREYS), len(SCORES)] of grain, where none has such grey values as at the
+    nearest that some have; with a little more, as of none the generator could not learn any."""
+    known = np.isfinite(found[..., 0])
+    some = np.flatnonzero(known.any(0))
+    mean = np.zeros(found.shape[1:])
+    for index in range(len(mean)) if some.size else ():
+        nearest = some[np.abs(some - index).argmin()]
+        mean[index] = found[known[:, nearest], nearest].mean(0)
+    return tuple(tuple(round(float(x), 4) for x in row) for row in np.clip(mean + LEAST_GRAIN * SCORES, -1, 1))

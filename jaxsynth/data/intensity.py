@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
+from scipy.special import ndtr
 from skimage.filters import threshold_otsu
 
 from jaxsynth.errors import InputError
@@ -20,6 +21,7 @@ from jaxsynth.errors import InputError
 METHODS = ("minmax_shifted", "percentile", "asinh")
 SAMPLE = 2**20  # voxels of one floating-point volume that enter the histogram
 TAIL = 1e-4  # fraction of voxels at either end that may be hot pixels
+SCORES = np.linspace(-2.5, 2.5, 11)
 LEAST_VOXELS = 50  # that tell the grain at a grey value
 BACKGROUND = 0.8  # fraction of all voxels, the darkest, that tells the noise of the background
 
@@ -147,11 +149,14 @@ def denormalise(x, intensity: Intensity) -> np.ndarray:
 
 
 def grain(image: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """The standard deviation of an image's white noise where it is as bright as each of `at`, float [len(at)] in units
-    of the image [*S] of any scale; NaN where fewer than LEAST_VOXELS are.
+    """How an image's white noise is distributed where it is as bright as each of `at`: its values at SCORES, those that
+    normal noise has at so many standard deviations; float [len(at), len(SCORES)] in units of the image [*S] of any
+    scale, NaN where fewer than LEAST_VOXELS are as bright.
 
-    Second differences along every axis in turn leave nearly nothing of what is smooth (Immerkaer 1996, there in 2D);
-    the median of their sizes leaves out edges. How bright it is is told by the mean of 5 x 5 voxels in the plane.
+    Cameras that multiply electrons have a long upper tail, integers of few counts steps, and on an asinh scale the
+    noise depends on the grey value. How strong it is is told by second differences along every axis in turn, which
+    leave nearly nothing of what is smooth (Immerkaer 1996, there in 2D), and the median of their sizes, which leaves
+    out edges; how it is distributed, and how bright it is, by the mean of 5 x 5 voxels in the plane.
 
     Args:
       at: grey values, rising; a voxel counts for the nearest.
@@ -163,11 +168,17 @@ def grain(image: np.ndarray, at: np.ndarray) -> np.ndarray:
             left = ndimage.convolve1d(left, np.array([-0.5, 1, -0.5]) / math.sqrt(1.5), axis=axis)
     local = ndimage.uniform_filter(image, (1,) * (image.ndim - 2) + (5, 5))
     inner = tuple(slice(1, -1) if n >= 3 else slice(None) for n in image.shape)  # where all differences are whole
-    left, local = left[inner], local[inner]
+    left, away, local = left[inner], (image - local)[inner], local[inner]
     nearest = np.digitize(local, (at[1:] + at[:-1]) / 2)
-    found = [np.abs(left[nearest == index]) for index in range(len(at))]
-    # The median of a normal deviate's size is 0.6745.
-    return np.array([np.median(sizes) / 0.6745 if sizes.size >= LEAST_VOXELS else np.nan for sizes in found])
+    found = np.full((len(at), len(SCORES)), np.nan)
+    for row, index in zip(found, range(len(at)), strict=True):
+        own = nearest == index
+        if own.sum() < LEAST_VOXELS:
+            continue
+        sd = np.median(np.abs(left[own])) / 0.6745  # the median of a normal deviate's size
+        rest = away[own] - away[own].mean()
+        row[:] = np.quantile(rest, ndtr(SCORES)) * (sd / max(rest.std(), 1e-12))
+    return found
 
 
 def _histogram(volumes: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.dtype]:

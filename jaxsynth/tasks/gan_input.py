@@ -4,9 +4,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxsynth import keys
+from jaxsynth.data.intensity import SCORES
 from jaxsynth.diffusion import samplers
 from jaxsynth.errors import InputError
 from jaxsynth.sim import deform
@@ -22,8 +24,8 @@ class Drawn:
       contrast: of masks' cells to it; None: masks are sketches, which have their grey values.
       sigma: blur of masks, voxels.
       noise_channel: whether there is a third channel, of noise.
-      grain: standard deviation of this noise on masks, at grey values evenly from 0 to 1: on an asinh scale bright
-        cells have far less than the background. (): masks have none.
+      grain: what this noise adds to masks' grey values: a row for each of some, evenly from 0 to 1, of what it is where
+        the noise is as `intensity.SCORES` (evenly between the same ends); (): nothing.
       clouds_vox: over how many voxels the noise of a fourth one is smooth; 0: there is none.
     """
 
@@ -31,7 +33,7 @@ class Drawn:
     contrast: float | None
     sigma: float
     noise_channel: bool
-    grain: tuple[float, ...]
+    grain: tuple[tuple[float, ...], ...]
     clouds_vox: float
 
 
@@ -45,15 +47,16 @@ def of_config(own: dict, noise_channel: bool) -> Drawn:
         raise InputError(f"gan.sigma must lie in 0..100 voxels, got {own['sigma']}")
     if not own["clouds_vox"] >= 0:
         raise InputError(f"gan.clouds_vox must be at least 0, got {own['clouds_vox']}")
-    if len(own["grain"]) == 1 or not all(0 < sd < 0.5 for sd in own["grain"]):
-        raise InputError(f"gan.grain: expected two numbers in 0..0.5 or more, or (); got {tuple(own['grain'])}")
+    grain = np.asarray(own["grain"], np.float64)
+    if grain.size and not (grain.ndim == 2 and min(grain.shape) > 1 and (np.abs(grain) <= 1).all()):
+        raise InputError("gan.grain: expected rows of equally many numbers in -1..1, two or more of either, or ()")
     background, *cells = levels_of(own)
     return Drawn(
         background=background,
         contrast=None if own["mask"] == "sketch" else cells[0] - background,
         sigma=own["sigma"],
         noise_channel=noise_channel,
-        grain=tuple(own["grain"]),
+        grain=tuple(map(tuple, own["grain"])),
         clouds_vox=own["clouds_vox"] if noise_channel else 0.0,
     )
 
@@ -97,7 +100,7 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
     shape = (*maps.shape[1:-1], 1)
     noise = jax.vmap(lambda key: samplers.rows_of_noise(keys.stream(key, "noise"), 0, shape))(own_keys)
     if drawn.grain:
-        grey = jnp.clip(grey + grain_at(drawn.grain, grey) * noise[..., 0], 0, 1)
+        grey = jnp.clip(grey + grain_of(drawn.grain, grey, noise[..., 0]), 0, 1)
     maps = maps.at[..., 0].set(grey)
     if not drawn.clouds_vox:
         return jnp.concatenate([maps, noise], axis=-1)
@@ -106,10 +109,18 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
     return jnp.concatenate([maps, noise, clouds[..., None]], axis=-1)
 
 
-def grain_at(grain: tuple[float, ...], grey: jax.Array) -> jax.Array:
-    """The standard deviation of grain at grey values in [0, 1], float [...]; `grain` as in `Drawn`, with straight lines
-    between."""
+def grain_of(grain: tuple[tuple[float, ...], ...], grey: jax.Array, noise: jax.Array) -> jax.Array:
+    """Normal noise made into the grain of grey values in [0, 1], float [...] each; `grain` as in `Drawn`, with straight
+    lines between, and none stronger than at its ends."""
     table = jnp.asarray(grain, jnp.float32)
-    at = jnp.clip(grey, 0, 1) * (len(grain) - 1)
-    below = jnp.minimum(at.astype(jnp.int32), len(grain) - 2)
-    return table[below] + (at - below) * (table[below + 1] - table[below])
+    (rows, columns), last = table.shape, float(SCORES[-1])
+    places = (jnp.clip(grey, 0, 1) * (rows - 1), (jnp.clip(noise, -last, last) / last + 1) / 2 * (columns - 1))
+    (row, down), (column, right) = (
+        (whole, place - whole)
+        for place, size in zip(places, (rows, columns), strict=True)
+        for whole in [jnp.minimum(place.astype(jnp.int32), size - 2)]
+    )
+    flat, at = table.ravel(), row * columns + column
+    above = flat[at] + right * (flat[at + 1] - flat[at])
+    below = flat[at + columns] + right * (flat[at + columns + 1] - flat[at + columns])
+    return above + down * (below - above)
