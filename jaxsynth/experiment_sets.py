@@ -21,7 +21,7 @@ GAN_2D = (
     "--config.gan.critic_rate=1.0",
 )  # fmt: skip
 GAN_3D = (
-    *_SMALL_GAN, "--config.data.patch=(24,32,32)", "--config.data.val_fraction=0.125", "--config.train.num_steps=800",
+    *_SMALL_GAN, "--config.data.patch=(24,32,32)", "--config.data.val_fraction=0.125", "--config.train.num_steps=700",
 )  # fmt: skip
 
 

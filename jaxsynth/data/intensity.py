@@ -22,6 +22,7 @@ METHODS = ("minmax_shifted", "percentile", "asinh")
 SAMPLE = 2**20  # voxels of one floating-point volume that enter the histogram
 TAIL = 1e-4  # fraction of voxels at either end that may be hot pixels
 SCORES = np.linspace(-2.5, 2.5, 11)
+FAR = 5.0
 LEAST_VOXELS = 50  # that tell the grain at a grey value
 BACKGROUND = 0.8  # fraction of all voxels, the darkest, that tells the noise of the background
 
@@ -176,8 +177,12 @@ def grain(image: np.ndarray, at: np.ndarray) -> np.ndarray:
         if own.sum() < LEAST_VOXELS:
             continue
         sd = np.median(np.abs(left[own])) / 0.6745  # the median of a normal deviate's size
-        rest = away[own] - away[own].mean()
-        row[:] = np.quantile(rest, ndtr(SCORES)) * (sd / max(rest.std(), 1e-12))
+        rest = away[own & (np.abs(away) <= FAR * sd)]  # farther ones are edges
+        if rest.size < LEAST_VOXELS or not sd:
+            row[:] = sd * SCORES
+            continue
+        rest = rest - rest.mean()
+        row[:] = np.quantile(rest, ndtr(SCORES)) * (sd / rest.std())
     return found
 
 

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from jaxsynth import cli, devices, keys
 from jaxsynth.data import ada
+from jaxsynth.data.intensity import SCORES
 from jaxsynth.errors import InputError
 from jaxsynth.tasks import gan, gan_input
 
@@ -189,7 +190,7 @@ def test_the_critic_has_a_rate_of_its_own(stepped):
 
 def test_an_untrained_residual_generator_returns_its_mask_with_grain():
     """That of the images at each grey value: bright cells have less."""
-    grain = (0.08, 0.06, 0.04, 0.03, 0.02)
+    grain = tuple(tuple((sd * SCORES).tolist()) for sd in (0.08, 0.06, 0.04, 0.03, 0.02))
     words = {"gan.residual": True, "model.noise_channel": True, "gan.grain": grain, "gan.levels": (0.25, 0.75)}
     parts, batch = gan.build(make(**words)), example((32, 32), 4)
     params = jax.jit(lambda k: gan.init(parts, k, (4, 32, 32, 1)).params["generator"])(ROOT)
@@ -234,16 +235,22 @@ def test_masks_are_drawn_from_at_the_grey_values_of_images():
 
 
 def test_masks_have_the_grain_of_their_grey_value():
-    grain = (0.05, 0.11, 0.02, 0.03)
-    grey = jnp.asarray([0.3, 0.5, 2 / 3, 0.9])
-    wanted = np.interp(grey, np.linspace(0, 1, 4), grain)
-    np.testing.assert_allclose(gan_input.grain_at(grain, grey), wanted, rtol=1e-5)
+    """Normal where the table is straight; where it is bent as skewed as that says."""
+    straight, bent = SCORES, np.where(SCORES > 0, 2 * SCORES, 0.0)
+    grain = tuple(
+        tuple((sd * row).tolist()) for sd, row in ((0.05, straight), (0.11, straight), (0.02, bent), (0.03, bent))
+    )
+    grey, noise = jnp.asarray([0.3, 0.5, 2 / 3, 0.9]), jnp.asarray([-1.0, 0.25, 2.0, 9.0])
+    rows = [[np.interp(z, SCORES, row) for row in grain] for z in noise]
+    wanted = [np.interp(x, np.linspace(0, 1, 4), row) for x, row in zip(grey, rows, strict=True)]
+    np.testing.assert_allclose(gan_input.grain_of(grain, grey, noise), wanted, atol=1e-6)
     words = {"gan.mask": "sketch", "gan.residual": True, "gan.grain": grain, "model.noise_channel": True}
     maps = jnp.zeros((1, 64, 64, 2)).at[..., 0].set(jnp.repeat(grey, 16))
     x = gan_input.generator_input(gan.build(make(**words)).drawn, ROOT[None], maps)
-    np.testing.assert_allclose(x[0, ..., 0].reshape(64, 4, 16).std((0, 2)), wanted, rtol=0.1)
-    noisy = maps[..., 0] + gan_input.grain_at(grain, maps[..., 0]) * x[..., 2]
-    np.testing.assert_allclose(x[..., 0], jnp.clip(noisy, 0, 1), atol=1e-5)
+    noisy = maps[..., 0] + gan_input.grain_of(grain, maps[..., 0], x[..., 2])
+    np.testing.assert_allclose(x[..., 0], jnp.clip(noisy, 0, 1), atol=1e-6)
+    assert 0.85 < float(x[..., 2].std()) < 1.15
+    assert float((x[..., 0] - maps[..., 0])[0, :, 40:].min()) >= -0.02  # no dark side there
 
 
 def test_clouds_are_smooth_noise_of_its_own_for_every_image():
@@ -330,8 +337,9 @@ def test_2d_and_3d_are_alike(shape):
         ("gan.identity", -1.0, "gan.identity must be at least 0"),
         ("gan.levels", (0.2, 1.5), "gan.levels: expected grey values in 0..1 of background, cells"),
         ("gan.levels", (0.2, 0.3, 0.4), "gan.levels: expected grey values in 0..1 of background, cells"),
-        ("gan.grain", (0.1, 0.7), "gan.grain: expected two numbers in 0..0.5 or more"),
-        ("gan.grain", (0.1,), "gan.grain: expected two numbers in 0..0.5 or more"),
+        ("gan.grain", (0.1, 0.7), "gan.grain: expected rows of equally many numbers in -1..1"),
+        ("gan.grain", ((0.1, 0.7),), "gan.grain: expected rows of equally many numbers in -1..1"),
+        ("gan.grain", ((0.1, 1.7), (0.0, 0.1)), "gan.grain: expected rows of equally many numbers in -1..1"),
         ("gan.sigma", -1.0, "gan.sigma must lie in 0..100 voxels"),
         ("gan.critic_rate", -1.0, "gan.critic_rate must be at least 0"),
         ("gan.ada_every", 0, "gan.ada_every must be at least 1"),
