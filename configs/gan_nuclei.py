@@ -3,7 +3,10 @@
     python -m jaxsynth.train --config configs/gan_nuclei.py --workdir runs/gan_nuclei \\
         --config.data.path=FOLDER/images --config.gan.labels=FOLDER/masks --config.gan.image_labels=FOLDER/masks
 
-In 2D or 3D as the images are.
+In 2D or 3D as the images are. Where label images are those of the images, or like them, add
+--config.gan.critic_mask=True: the critic then sees how bright each cell is to be. Small ones that train on a CPU in a
+quarter to half an hour are in jaxsynth/experiment_sets.py, `python -m jaxsynth.experiment --sets embryo3d --arms gan`;
+in 2D with --config.gan.r1=0.01.
 """
 
 from configs import gan_membranes
