@@ -21,8 +21,8 @@ from jaxsynth.errors import InputError
 METHODS = ("minmax_shifted", "percentile", "asinh")
 SAMPLE = 2**20  # voxels of one floating-point volume that enter the histogram
 TAIL = 1e-4  # fraction of voxels at either end that may be hot pixels
-SCORES = np.linspace(-2.5, 2.5, 11)
-FAR = 5.0
+SCORES = np.linspace(-2.5, 2.5, 11)  # of normal noise, at which grain is told
+FAR = 5.0  # standard deviations from the mean about a voxel, beyond which it is no grain
 LEAST_VOXELS = 50  # that tell the grain at a grey value
 BACKGROUND = 0.8  # fraction of all voxels, the darkest, that tells the noise of the background
 
@@ -172,7 +172,7 @@ def grain(image: np.ndarray, at: np.ndarray) -> np.ndarray:
     left, away, local = left[inner], (image - local)[inner], local[inner]
     nearest = np.digitize(local, (at[1:] + at[:-1]) / 2)
     found = np.full((len(at), len(SCORES)), np.nan)
-    for row, index in zip(found, range(len(at)), strict=True):
+    for index, row in enumerate(found):
         own = nearest == index
         if own.sum() < LEAST_VOXELS:
             continue
