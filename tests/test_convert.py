@@ -156,7 +156,7 @@ def test_a_gan_there_and_back(tmp_path, monkeypatch, capsys, rank, norm, mask, p
     model = trained.open_trained(tmp_path / "run", tasks=("gan",))
     assert (model.folder.name, model.ndim, model.config.gan.mask) == ("70", rank, mask or "boundary")
     assert (model.parts.net.features, model.parts.net.norm, model.parts.critic.features) == (2, norm, 1)
-    assert model.parts.noise_channel == noise
+    assert model.config.model.noise_channel == noise
     found = published.from_params({"generator": model.params})
     np.testing.assert_equal(found, {name: state[name] for name in found})
 
