@@ -30,7 +30,7 @@ LOSSES = {
     "hinge": (lambda x: jax.nn.relu(1 - x), lambda x: jax.nn.relu(1 + x), jnp.negative),
 }
 # Keys of config.gan that checkpoints of earlier versions lack, and how those were trained.
-EARLIER = {"critic_norm": "", "residual": False, "levels": (), "grain": (), "sigma": 0.0}
+EARLIER = {"critic_norm": "", "residual": False, "levels": (), "grain": 0.0, "sigma": 0.0}
 EARLIER |= {"critic_mask": False, "critic_gain": 1.0, "critic_rate": 1.0, "clouds_vox": 0.0}
 
 
@@ -80,8 +80,10 @@ def build(config: ConfigDict) -> Parts:
       InputError: a value that makes no sense.
     """
     own = EARLIER | config.gan.to_dict()
-    if own["residual"] and isinstance(config.gan.get("grain", 0.0), float):
-        raise InputError("a residual GAN of an earlier version, whose shortcut was another: train it again")
+    if isinstance(own["grain"], float):  # its strength alone: of an earlier version
+        if own["residual"]:
+            raise InputError("a residual GAN of an earlier version, whose shortcut was another: train it again")
+        own["grain"] = ()
     if own["loss"] not in LOSSES:
         raise InputError(f"unknown gan.loss {own['loss']!r}: expected one of {', '.join(LOSSES)}")
     least = {"identity": 0, "critic_gain": 0, "critic_rate": 0, "r1": 0, "r1_every": 1, "ada_step": 0, "ada_every": 1}

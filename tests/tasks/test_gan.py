@@ -266,12 +266,17 @@ def test_clouds_are_smooth_noise_of_its_own_for_every_image():
 
 
 def test_residual_generators_of_earlier_versions_are_refused():
-    """Their weights fit, but mean another shortcut."""
-    config = make(**{"gan.residual": True})
-    with config.unlocked():
-        del config.gan.grain
-    with pytest.raises(InputError, match="a residual GAN of an earlier version"):
-        gan.build(config)
+    """Their weights fit, but mean another shortcut: grain was a number, before that nothing. Others stay as they were."""
+    for grain in (None, 0.05):
+        config = make(**{"gan.residual": True})
+        with config.unlocked():
+            del config.gan.grain
+            if grain:
+                config.gan.grain = grain
+        with pytest.raises(InputError, match="a residual GAN of an earlier version"):
+            gan.build(config)
+        config.gan.residual = False
+        assert gan.build(config).drawn.grain == ()
 
 
 def test_augmentation_follows_the_critic():
