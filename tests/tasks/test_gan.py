@@ -266,7 +266,7 @@ def test_clouds_are_smooth_noise_of_its_own_for_every_image():
 
 
 def test_residual_generators_of_earlier_versions_are_refused():
-    """Their weights fit, but mean another shortcut: grain was a number, before that nothing. Others stay as they were."""
+    """Their weights fit, but mean another shortcut: grain was a number, before that nothing. Others open."""
     for grain in (None, 0.05):
         config = make(**{"gan.residual": True})
         with config.unlocked():
