@@ -14,6 +14,7 @@ from jaxsynth.errors import InputError
 from jaxsynth.image_files import ImageJob
 from jaxsynth.records import Specimen
 from jaxsynth.sim import brightness, sketch
+from jaxsynth.sim.tissues import NOTHING
 from jaxsynth.tasks import gan_input
 
 
@@ -25,7 +26,8 @@ def labelled(
     beta_vox: float | None = None,
     background_label: int | None = None,
 ) -> list[ImageJob]:
-    """Jobs of label images; cells of sketches get a brightness by chance, as in `jaxsynth.simulate --labels`.
+    """Jobs of label images; cells of sketches get a brightness by chance, as in training and in
+    `jaxsynth.simulate --labels`.
 
     Args:
       alpha_vox, beta_vox: scales of the position map (paper 003, eq. 1), voxels along x; None: as in training.
@@ -44,7 +46,7 @@ def labelled(
         spacing_um = volumes.spacing_um(file, dataset=own.dataset) or model.metadata["spacing_um"]
         with jax.default_device(device):
             ranks, _, capacity = brightness.ranked(labels)
-            bright = brightness.of_ranks(keys.stream(root, "simulate", name), capacity)
+            bright = brightness.of_ranks(keys.stream(root, "simulate", name), capacity, model.intensity.brightness)
             made = Specimen(jnp.asarray(ranks), bright, *(0,) * 4)
             return labels, np.asarray(_maps(made, *_settings(model, spacing_um, alpha_vox, beta_vox))), spacing_um
 
@@ -89,10 +91,12 @@ def simulated(
     """Jobs that simulate their cells; `alpha_vox`, `beta_vox`: as in `labelled`."""
     kind, _, *how = _settings(model, recipe.drawn_at_um, alpha_vox, beta_vox)
     drawer = specimens.drawer(recipe, _wanted(kind, *how))
+    bright = model.intensity.brightness
+    given = NOTHING._replace(brightness=jnp.asarray(bright) if bright else None)
 
     def draw(name, device):
         with jax.default_device(device):
-            made = drawer(root, name)
+            made = drawer(root, name, given)
             both = jax.device_get((made.specimen.labels, _stacked(made.specimen.labels, made.sketch, made.maps, kind)))
         return *both, recipe.spacing_um
 

@@ -1,7 +1,7 @@
 """What is measured of real images before a GAN learns them: their grain, and the grey values of what masks show."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -11,17 +11,18 @@ from jaxsynth.data import intensity as intensities
 from jaxsynth.data import unpaired, volumes
 from jaxsynth.data.intensity import SCORES
 from jaxsynth.errors import InputError
-from jaxsynth.sim.brightness import QUANTILES, ranked
+from jaxsynth.sim.brightness import ranked
 
 MOST_IMAGES = 64  # that are read for it, evenly over the set
+QUANTILES = 17  # that tell how bright the cells of an image are
 LEAST_GRAIN = 1e-3  # standard deviation, in [0, 1]
 GREYS = np.linspace(0, 1, 9)  # at which grain is measured
 
 
 def measure(
-    own, opened: volumes.VolumeSet, scale: intensities.Intensity, labels_of: Callable | None
-) -> np.ndarray | None:
-    """Fills in `own`, which is config.gan: `levels` and `grain`, where they are open and of use.
+    config, opened: volumes.VolumeSet, scale: intensities.Intensity, labels_of: Callable | None
+) -> tuple[tuple[float, ...], ...]:
+    """Fills in `levels` and `grain` of config.gan, where they are open and of use.
 
     Levels are, where the images have labels, those of `_of_masks` and `_of_sketches`, else the images' percentiles.
 
@@ -29,17 +30,17 @@ def measure(
       labels_of: index of an image, its array -> its labels int32 [*S]; None: the images have none.
 
     Returns:
-      For sketches of images with labels how bright cells are, float32 [images, QUANTILES]: for each image with cells
-      the quantiles of their mean grey values in [0, 1]; else None.
+      `Intensity.brightness` for these levels, where they are found from labels and for sketches; else ().
 
     Raises:
       InputError: no image has cells and background, and levels are asked for.
     """
+    own, brightness = config.gan, ()
     sketches = own.mask == "sketch"
     grain_open, levels_open = own.residual and not own.grain, (own.residual or sketches) and not own.levels
-    compared = labels_of is not None and (levels_open or sketches)
-    if not (grain_open or levels_open or compared):
-        return None
+    if not (grain_open or levels_open):
+        return ()
+    compared = labels_of is not None and levels_open
     count = len(opened.paths)
     indices = np.unique(np.linspace(0, count - 1, min(count, MOST_IMAGES)).round().astype(int))
     curves, shown = [], []
@@ -53,21 +54,20 @@ def measure(
             else:  # of residual generators
                 grain = _at_all(np.array(curves[-1:])) if grain_open else own.grain
                 shown.append(_moments(labels, grey, grain, opened.spacing_um, own))
-    if grain_open:
+    if grain_open and config.model.noise_channel:  # without it there is none to be made of
         own.grain = _at_all(np.array(curves))
     if levels_open:
-        if compared:
-            found = _of_sketches(shown) if sketches else _of_masks(np.sum(shown, axis=0))
-        else:
+        if not compared:
             background, *cells = ((level + 1) / 2 for level in scale.levels)
             found = (background, *(cells if sketches else [np.mean(cells)]))
+        elif sketches:
+            found, brightness = _of_sketches(shown)
+        else:
+            found = _of_masks(np.sum(shown, axis=0))
         if found is None:
             raise InputError(f"{own.image_labels}: no background or no cell in any label image: set gan.levels")
         own.levels = tuple(round(float(level), 4) for level in found)
-    if not (sketches and compared):
-        return None
-    tables = [np.quantile(cells, np.linspace(0, 1, QUANTILES)) for _, cells in shown if len(cells)]
-    return np.asarray(tables, np.float32) if tables else None
+    return brightness
 
 
 def sketch_of(labels: np.ndarray, grey: np.ndarray, background: float) -> np.ndarray:
@@ -90,11 +90,15 @@ def _cells(labels: np.ndarray, grey: np.ndarray) -> tuple[float | None, np.ndarr
     return (outside.mean() if outside.size else None), np.asarray(ndimage.mean(grey, ranks, range(1, len(ids))))
 
 
-def _of_sketches(shown: Iterable[tuple[float | None, np.ndarray]]) -> tuple | None:
-    """The background, and the 5th and the 95th percentile of cells."""
+def _of_sketches(shown: Sequence[tuple[float | None, np.ndarray]]) -> tuple[tuple | None, tuple]:
+    """The background, the dimmest and the brightest cell, and between these the tables of each image with cells."""
     backgrounds = [background for background, _ in shown if background is not None]
-    cells = np.concatenate([cells for _, cells in shown])
-    return (np.mean(backgrounds), *np.quantile(cells, (0.05, 0.95))) if backgrounds and cells.size else None
+    images = [cells for _, cells in shown if len(cells)]
+    if not (backgrounds and images):
+        return None, ()
+    low, high = min(cells.min() for cells in images), max(cells.max() for cells in images)
+    tables = [np.quantile((cells - low) / ((high - low) or 1.0), np.linspace(0, 1, QUANTILES)) for cells in images]
+    return (np.mean(backgrounds), low, high), tuple(tuple(round(float(x), 4) for x in row) for row in tables)
 
 
 def _moments(labels: np.ndarray, grey: np.ndarray, grain: Sequence, spacing_um, own) -> np.ndarray:

@@ -15,7 +15,7 @@ from jaxsynth import gan_measure, keys, specimens, train_source, train_start
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import pairs, stream, survey, unpaired, volumes
 from jaxsynth.errors import InputError
-from jaxsynth.sim import brightness, tissues
+from jaxsynth.sim import brightness, sketch, tissues
 from jaxsynth.tasks import gan, gan_input
 from jaxsynth.train_source import VAL_PATCHES, Placing, Source
 
@@ -60,6 +60,8 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
         if not 0 < own[name] < math.inf:
             raise InputError(f"gan.{name}: expected a positive number of voxels, got {own[name]}")
     gan.build(config)  # says what makes no sense before minutes of reading
+    if own.grain and not config.model.noise_channel:
+        raise InputError("gan.grain is made of the noise of model.noise_channel: set that, too")
     if own.labels and (own.shape or own.spacing_um):
         raise InputError("gan.shape and gan.spacing_um are those of specimens: they go with gan.recipe, not gan.labels")
     if bool(own.labels) == bool(own.recipe):
@@ -71,13 +73,13 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
     scale = known or intensities.fit(lambda: volumes.each(train_set), data.normalization)
     of_train, of_val = _label_files(config, train_set, val_set)
     labels_of = of_train and (lambda index, image: _labels_of(config, of_train[index], image))
-    greys = gan_measure.measure(own, train_set, scale, labels_of)
-    if own.mask == "sketch":  # those that `simulate --checkpoint` draws have them, too
-        scale = dataclasses.replace(scale, levels=gan_input.sketch_levels(own))
+    bright = gan_measure.measure(config, train_set, scale, labels_of)
+    if own.mask == "sketch":  # what `sample` and `simulate --checkpoint` draw is as bright, too
+        scale = dataclasses.replace(scale, levels=gan_input.sketch_levels(own), brightness=bright)
     if own.recipe:
         masks = _from_recipe(config, train_set, scale, saved)
     else:
-        masks = _from_files(config, train_set.spacing_um, greys)
+        masks = _from_files(config, train_set.spacing_um, scale)
     real = _images(config, train_set, scale, of_train)
     held_out = _images(config, val_set, scale, of_val) if val_set else real
     parts = (real, held_out, masks) if val_set else (real, masks)
@@ -180,9 +182,8 @@ def _images(config, opened: volumes.VolumeSet, scale, files: list | None) -> unp
     return unpaired.Domain(tuple(values), tuple(distances), tuple(masks))
 
 
-def _from_files(config, image_spacing_um, greys: np.ndarray | None) -> Masks:
-    """Masks of label images; their voxel size is data.spacing_um, else their own, else that of the images. `greys`: how
-    bright sketches' cells are, see `gan_measure.measure`; None: any grey value from dim to bright, each as likely."""
+def _from_files(config, image_spacing_um, scale) -> Masks:
+    """Masks of label images; their voxel size is data.spacing_um, else their own, else that of the images."""
     own, data, patch = config.gan, config.data, tuple(config.data.patch)
     files = volumes.find_files(pairs.places(own.labels))
     values, distances, num_cells = [], [], 0
@@ -202,20 +203,16 @@ def _from_files(config, image_spacing_um, greys: np.ndarray | None) -> Masks:
     domain = unpaired.Domain(tuple(values), tuple(distances))
     most = max(int(ranks.max()) for ranks in values)
 
-    if own.mask == "sketch":
-        background, *limits = gan_input.levels_of(own)
-        tables = jnp.asarray([limits] if greys is None else greys, jnp.float32)
-
     def finish(drawn, key):
         if own.mask != "sketch":
             return drawn.astype(jnp.float32)
         return jax.vmap(draw_one)(drawn, jax.random.split(key, len(drawn)))
 
     def draw_one(ranks, key):
-        # Cells are of another brightness in every patch, those of one patch as in one image: these differ in exposure.
-        table = tables[jax.random.randint(keys.stream(key, "image"), (), 0, len(tables))]
-        grey = brightness.draw(keys.stream(key, "brightness"), table, most + 1)
-        return grey.at[0].set(background)[ranks.astype(jnp.int32)]
+        # Cells are of another brightness in every patch.
+        bright = brightness.of_ranks(key, most, scale.brightness)
+        drawn = sketch.sketch(ranks.astype(jnp.int32), bright, levels=gan_input.sketch_levels(own))
+        return (drawn + 1) / 2
 
     cut = {"patch": patch, "batch_size": data.batch_size, "scales_vox": (own.alpha_vox, own.beta_vox)}
 
@@ -248,6 +245,7 @@ def _from_recipe(config, train_set: volumes.VolumeSet, scale, saved: dict | None
     found = tissues.find(plan.recipe)
     num_range = plan.num_range or tissues.num_cells_range(found, plan.shape, plan.drawn_at_um)
     levels = gan_input.sketch_levels(own)
+    given = tissues.NOTHING._replace(brightness=jnp.asarray(scale.brightness) if scale.brightness else None)
 
     def begin(placing):
         # Specimens are split over devices by rows alone, patches also along y.
@@ -270,6 +268,7 @@ def _from_recipe(config, train_set: volumes.VolumeSet, scale, saved: dict | None
             simulated = stream.simulated(
                 found, key, shape=plan.shape, batch_size=batch_size, spacing_um=plan.drawn_at_um,
                 num_range=num_range if found.num_cells else None, maps=("walls", "position"), levels=levels,
+                given=given,
                 scales_vox=(own.alpha_vox, own.beta_vox), first_step=number, split=rows,
             )  # fmt: skip
             for made in simulated:

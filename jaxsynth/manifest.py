@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -81,7 +82,8 @@ def check_settings(out: Path, before: dict, settings: dict) -> None:
     """Raises InputError where what lies in `out` was made with another value of a setting; both as JSON gives them."""
     for name, value in settings.items():
         if name in before and before[name] != value:
-            raise InputError(f"{out}: was made with {name} {before[name]}, not {value}; choose another --out")
+            told = [textwrap.shorten(str(x), 200, placeholder=" ...") for x in (before[name], value)]
+            raise InputError(f"{out}: was made with {name} {told[0]}, not {told[1]}; choose another --out")
 
 
 def _check_folder(out: Path) -> None:

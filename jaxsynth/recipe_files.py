@@ -169,13 +169,18 @@ def fit_brightness(args, intensity):
 
     Returns:
       (intensity, `sim.brightness.Brightness` or None, what the manifest tells); the normalisation is fitted where no
-      checkpoint has one.
+      checkpoint has one. Without such images the brightness is the checkpoint's, where it knows that.
     """
+    import jax.numpy as jnp
+
+    from jaxsynth.sim import brightness
+
     if not args.brightness_images:
-        return intensity, None, {"brightness_images": None}
+        known = intensity is not None and intensity.brightness
+        found = brightness.Brightness(jnp.asarray(known), tuple(intensity.levels)) if known else None
+        return intensity, found, {"brightness_images": None}
     from jaxsynth.data import intensity as intensities
     from jaxsynth.data import volumes
-    from jaxsynth.sim import brightness
 
     images = volumes.by_name(volumes.find_files(args.brightness_images), "--brightness_images")
     labels = volumes.by_name(volumes.find_files(args.brightness_labels), "--brightness_labels")

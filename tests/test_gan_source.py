@@ -192,7 +192,9 @@ def test_cells_are_as_bright_as_in_labelled_images(files, tmp_path):
         image = (intensities.normalise(volumes.read(tmp_path / "images" / f"{number}.tif"), scale) + 1) / 2
         greys.append(np.unique(image[labels > 0]))
     assert greys[0].max() < greys[1].min()
-    background = config.gan.levels[0]
+    background, dim, bright = config.gan.levels
+    ends = dim + (bright - dim) * np.array(scale.brightness)[:, [0, -1]]
+    np.testing.assert_allclose(ends, [[own.min(), own.max()] for own in greys], atol=1e-3)
     found = []
     for batch in batches:
         # An image of flat cells is its own sketch, but for the background, which is the same in all.
@@ -201,7 +203,7 @@ def test_cells_are_as_bright_as_in_labelled_images(files, tmp_path):
         assert cells.any()
         np.testing.assert_allclose(sketched[cells], image[cells], atol=1e-3)
         np.testing.assert_allclose(sketched[~cells], background, atol=1e-3)
-        found += [np.unique(patch[patch != np.float32(background)]) for patch in batch["mask"]]
+        found += [np.unique(patch[np.abs(patch - background) > 1e-6]) for patch in batch["mask"]]
     found = [own for own in found if len(own)]
     dark = [own for own in found if own.max() < greys[1].min() - 1e-3]
     assert 0.2 < len(dark) / len(found) < 0.8
@@ -311,7 +313,7 @@ def test_real_nuclei(real_data, tmp_path):
 
 def test_a_residual_generators_masks_get_the_grey_values_of_the_images(files):
     """Balls of 2200 on a background of 200; what is given stays, and other generators have none."""
-    config = configure(files, **{"gan.residual": True, "gan.mask": "cells"})
+    config = configure(files, **{"gan.residual": True, "gan.mask": "cells", "model.noise_channel": True})
     source = gan_source.open_source(config, None)
     scale = intensities.Intensity.from_dict(source.begin(KEY, 0, placing())[2]()["intensity"])
     dark, bright = (float(intensities.in_units(2 * level - 1, scale)) for level in config.gan.levels)
@@ -333,3 +335,10 @@ def test_a_residual_generators_masks_get_the_grey_values_of_the_images(files):
     config = configure(files)
     gan_source.open_source(config, None)
     assert config.gan.levels == ()
+    # Grain is made of noise: without it none is measured, and what is given is refused.
+    config = configure(files, **{"gan.residual": True, "model.noise_channel": False})
+    gan_source.open_source(config, None)
+    assert len(config.gan.levels) == 2 and config.gan.grain == ()
+    config.gan.grain = ((0.0, 0.1), (0.0, 0.1))
+    with pytest.raises(InputError, match="noise_channel"):
+        gan_source.open_source(config, None)

@@ -39,6 +39,8 @@ class Intensity:
       scale: spread of the background, data units.
       levels: (background, dim, bright) of the set in [-1, 1], for sketches that shall look like it: the median of
         the background, the 10th and the 95th percentile of the cells' voxels.
+      brightness: how bright cells are, from 0 (dim) to 1 (bright): for each of some annotated images a quantile table
+        (`sim.brightness`); (): not known, any.
     """
 
     method: str
@@ -48,15 +50,19 @@ class Intensity:
     background: float
     scale: float
     levels: tuple[float, float, float]
+    brightness: tuple[tuple[float, ...], ...] = ()
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""
-        return dataclasses.asdict(self) | {"levels": list(self.levels)}
+        values = dataclasses.asdict(self) | {"levels": list(self.levels)}
+        brightness = [list(table) for table in values.pop("brightness")]
+        return values | ({"brightness": brightness} if brightness else {})
 
     @classmethod
     def from_dict(cls, values: dict) -> "Intensity":
         """The inverse of `to_dict`."""
-        return cls(**(dict(values) | {"levels": tuple(values["levels"])}))
+        tables = tuple(map(tuple, values.get("brightness", ())))
+        return cls(**(dict(values) | {"levels": tuple(values["levels"]), "brightness": tables}))
 
 
 def fit(

@@ -23,6 +23,7 @@ from jaxsynth.data.volumes import VolumeSet, load, read_patch
 from jaxsynth.errors import InputError
 from jaxsynth.sim import microscope, tissues, views
 from jaxsynth.sim.sketch import LEVELS
+from jaxsynth.sim.tissues import NOTHING
 
 INT32_LIMIT = 2**31 - 1
 PREFETCH = 4  # batches being read ahead, one thread each
@@ -215,6 +216,7 @@ def simulated(
     spacing_um: tuple[float, ...] | None = None,
     num_range: tuple[int, int] | None = None,
     levels: tuple[float, float, float] = LEVELS,
+    given: tissues.Given = NOTHING,
     maps: tuple[str, ...] = (),
     scales_vox: tuple[float, float] = SCALES_VOX,
     first_step: int = 0,
@@ -230,6 +232,7 @@ def simulated(
       shape: S, of every specimen.
       spacing_um, num_range: micrometres per voxel, least and most cells, as `tissues.simulate` takes them.
       levels: grey levels of the sketch.
+      given: what the user brings of each, as `tissues.specimen` takes it.
       maps: names of `views.MAPS`; "image", the microscope's picture with the recipe's PSF, float32 camera counts; of
         tissues with membranes also "nuclei" (int32, under the cells' labels) and "membrane" (bool).
       scales_vox: of the map "position" within and outside the organism, see `views.position`.
@@ -254,6 +257,7 @@ def simulated(
         raise InputError(f"batch_size: expected a positive multiple of {many}, the devices; got {batch_size}")
     drawn = {"recipe": found, "levels": tuple(levels), "maps": tuple(maps), "batch_size": batch_size, "split": split}
     drawn["scales_vox"] = tuple(scales_vox)
+    drawn["given"] = given
     make = functools.partial(_simulate, key, num_range=(low, high), **drawn)
     return _queued(make, tissues.make_site(found, shape, spacing_um, high), first_step)
 
@@ -290,14 +294,16 @@ def _replace(old: SimulatedBatch, new: SimulatedBatch, which: jax.Array) -> Simu
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "site", "levels", "maps", "scales_vox", "batch_size", "split"))
-def _simulate(key, step, num_range, *, recipe, site, levels, maps, batch_size, split, scales_vox=SCALES_VOX):
+def _simulate(
+    key, step, num_range, *, recipe, site, levels, maps, batch_size, split, scales_vox=SCALES_VOX, given=NOTHING
+):
     """The batch of a step, and bool [2, B]: specimens with too many cells for a block, and for the slots."""
     spacing_um = site.spacing_um
 
     def one(row):
         own = keys.stream(key, "simulated", step, row)
         number = jax.random.randint(keys.stream(own, "num_cells"), (), num_range[0], num_range[1] + 1)
-        made = tissues.specimen(own, recipe, number, site)
+        made = tissues.specimen(own, recipe, number, site, given)
         known = views.MAPS | {
             "position": functools.partial(views.position, alpha_vox=scales_vox[0], beta_vox=scales_vox[1])
         }

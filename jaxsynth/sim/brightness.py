@@ -1,11 +1,12 @@
 """How brightness is distributed over cells: uniform, or as in the user's annotated images.
 
 A distribution is its quantile table: float32 [Q], rising, the quantiles at the probabilities 0, 1 / (Q - 1), ..., 1,
-with straight lines between.
+with straight lines between. Images differ in exposure, so that there may be a table for each of several, float32
+[T, Q]: the cells of one specimen are all drawn from one of these.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ class Brightness:
     """Brightness of cells as measured; `sketch(labels, draw(key, table, N + 1), levels=levels)` looks like it.
 
     Attributes:
-      table: float32 [Q], quantiles of the relative brightness, from 0 (the dimmest cell) to 1 (the brightest).
+      table: float32 [Q] or [T, Q], quantiles of the relative brightness, 0 for the dimmest cell, 1 for the brightest.
       levels: the grey of the background, of the dimmest cell and of the brightest, in [-1, 1]; static.
     """
 
@@ -45,12 +46,14 @@ def draw(key: jax.Array, table: jax.Array, num: int) -> jax.Array:
 
     Args:
       key: typed PRNG key.
-      table: float32 [Q], Q >= 2, as in `Brightness`.
+      table: float32 [Q], Q >= 2, as in `Brightness`; or [T, Q], of which one is chosen.
       num: static.
 
     Returns:
       float32 [num], within the table's range.
     """
+    if table.ndim > 1:
+        table = table[jax.random.randint(keys.stream(key, "table"), (), 0, table.shape[0])]
     at = jax.random.uniform(key, (num,)) * (table.shape[0] - 1)
     below = jnp.minimum(at.astype(jnp.int32), table.shape[0] - 2)
     part = at - below
@@ -117,14 +120,16 @@ def ranked(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     return ranks.astype(np.int32), ids, 2 ** math.ceil(math.log2(max(len(ids) - 1, 63) + 1))
 
 
-def of_ranks(key: jax.Array, capacity: int) -> jax.Array:
-    """The brightness of every rank of label files, where nothing is known of it: U(0, 1), float32 [capacity + 1].
+def of_ranks(key: jax.Array, capacity: int, table: Sequence = ()) -> jax.Array:
+    """The brightness of every rank of label files, where nothing is known of it: float32 [capacity + 1].
 
     Args:
       key: of the file.
       capacity: static, see `ranked`.
+      table: as `draw` takes it, such as `Intensity.brightness`; (): U(0, 1).
     """
-    return jax.random.uniform(keys.stream(key, "brightness"), (capacity + 1,))
+    table = jnp.asarray(table, jnp.float32) if len(table) else uniform()
+    return draw(keys.stream(key, "brightness"), table, capacity + 1)
 
 
 _cell_means = jax.jit(cell_means, static_argnums=2)

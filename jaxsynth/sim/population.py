@@ -47,7 +47,7 @@ class Given(NamedTuple):
       centres_um: float32 [M, D], where the cells are.
       mask: bool [*S], where cells may be.
       organism: float32 [K(, K)], a table of radii (`sim.starshape`), micrometres: the organism's shape.
-      brightness: float32 [Q], a quantile table (`sim.brightness`).
+      brightness: float32 [Q] or [T, Q], a quantile table or several (`sim.brightness`).
       clustering: float [] in [0, 1], the probability of a cell to be put next to one already there (002, 003), in
         fields of nuclei.
     """
