@@ -36,8 +36,9 @@ def measure(
       InputError: no image has cells and background, and levels are asked for.
     """
     own, brightness = config.gan, ()
-    sketches = own.mask == "sketch"
-    grain_open, levels_open = own.residual and not own.grain, (own.residual or sketches) and not own.levels
+    sketches, noise = own.mask == "sketch", config.model.noise_channel
+    levels_open = (own.residual or sketches) and not own.levels
+    grain_open = own.residual and not own.grain and (noise or levels_open)  # levels are told without grain
     if not (grain_open or levels_open):
         return ()
     compared = labels_of is not None and levels_open
@@ -54,7 +55,7 @@ def measure(
             else:  # of residual generators
                 grain = _at_all(np.array(curves[-1:])) if grain_open else own.grain
                 shown.append(_moments(labels, grey, grain, opened.spacing_um, own))
-    if grain_open and config.model.noise_channel:  # without it there is none to be made of
+    if grain_open and noise:
         own.grain = _at_all(np.array(curves))
     if levels_open:
         if not compared:

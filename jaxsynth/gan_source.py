@@ -268,8 +268,7 @@ def _from_recipe(config, train_set: volumes.VolumeSet, scale, saved: dict | None
             simulated = stream.simulated(
                 found, key, shape=plan.shape, batch_size=batch_size, spacing_um=plan.drawn_at_um,
                 num_range=num_range if found.num_cells else None, maps=("walls", "position"), levels=levels,
-                given=given,
-                scales_vox=(own.alpha_vox, own.beta_vox), first_step=number, split=rows,
+                given=given, scales_vox=(own.alpha_vox, own.beta_vox), first_step=number, split=rows,
             )  # fmt: skip
             for made in simulated:
                 shown = {"boundary": made.maps["walls"], "cells": made.labels > 0, "sketch": (made.sketch + 1) / 2}

@@ -19,6 +19,7 @@ from jaxsynth.data import streaming, tile_grid, tiles
 from jaxsynth.data.intensity import Intensity
 from jaxsynth.diffusion import gaussian, samplers
 from jaxsynth.errors import InputError
+from jaxsynth.nn import gan as networks
 from jaxsynth.sim.sketch import blur
 from jaxsynth.tasks import ddpm, gan
 
@@ -60,6 +61,12 @@ class Trained:
     def t_max(self) -> int:
         """The latest start that the network was trained for."""
         return self.parts.t_max
+
+    @property
+    def margin(self) -> int:
+        """Voxels at an inner end of a tile that do not count, see `tile_grid.TileGrid`."""
+        smooth = isinstance(self.parts, gan.Parts) and self.parts.net.smooth
+        return networks.margin(smooth=True) if smooth else tile_grid.MARGIN
 
     @property
     def num_devices(self) -> int:
@@ -125,13 +132,14 @@ def grid_for(
     Raises:
       InputError: tile and overlap do not go together, or the overlap is too short for a volume that must be cut.
     """
-    net = trained.parts.net
+    net, margin = trained.parts.net, trained.margin
     if overlap is None and net.norm == "instance":
-        longest = (INSTANCE_OVERLAP,) * len(shape) if tile is None else map(tile_grid.longest_overlap, tile)
-        overlap = tuple(max(tile_grid.OVERLAP, min(INSTANCE_OVERLAP, length)) for length in longest)
+        longest = [INSTANCE_OVERLAP] * len(shape)
+        longest = longest if tile is None else [tile_grid.longest_overlap(size, margin) for size in tile]
+        overlap = tuple(max(2 * margin, min(INSTANCE_OVERLAP, length)) for length in longest)
     count = _devices_of_tiles(trained)
-    tile = tile or tile_grid.choose_tile(shape, overlap, features=net.features, num_devices=count)
-    return tile_grid.plan_tiles(shape, tile, overlap)
+    tile = tile or tile_grid.choose_tile(shape, overlap, margin=margin, features=net.features, num_devices=count)
+    return tile_grid.plan_tiles(shape, tile, overlap, margin=margin)
 
 
 def _devices_of_tiles(trained: Trained) -> int:
@@ -144,7 +152,8 @@ def whole(trained: Trained, shape: tuple[int, ...], tile: tuple[int, ...] | None
     """Whether a device has the memory for `each` volumes [*S] at once, uncut; with a `tile`: whether one fits that."""
     if tile is None:
         memory = tile_grid.memory_bytes(_devices_of_tiles(trained)) // each
-        tile = tile_grid.choose_tile(shape, features=trained.parts.net.features, memory=memory)
+        features = trained.parts.net.features
+        tile = tile_grid.choose_tile(shape, margin=trained.margin, features=features, memory=memory)
     return grid_for(trained, shape, tile).num_tiles == 1
 
 

@@ -11,7 +11,6 @@ from jaxsynth.errors import InputError
 
 STRIDE = 8  # three halvings in the network: tiles at multiples of 8 see the same grid as the whole volume
 MARGIN = 16  # voxels at a tile's inner end in which the fine levels of nn/unet.py differ from the whole
-OVERLAP = 2 * MARGIN
 # What evaluating a tile takes, in float32 numbers per voxel and feature of nn/unet.py: as compiled for CPU it is 6.6
 # and 8.5, for 8 to 32 features, with any norm, whatever the size.
 TILE_NUMBERS = {2: 8, 3: 10}

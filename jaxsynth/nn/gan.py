@@ -27,15 +27,16 @@ class Generator(LeakyUNet):
 
     With `residual` a linear function of every voxel's inputs alone, of the first channel its logit, is added before the
     sigmoid. It is learnt, too, and begins as that logit: an untrained network returns masks at grey values as they are.
-    The published network has no such shortcut.
+    The published network has no such shortcut, and is not `smooth`: see `LeakyUpStage`.
     """
 
     out_channels: int = 1
     residual: bool = False
+    smooth: bool = False
 
     def add_decoder(self, stage):
         f = self.features
-        up_stage = self.stage_of(LeakyUpStage)
+        up_stage = self.stage_of(LeakyUpStage, smooth=self.smooth)
         for level, channels in enumerate((8 * f, 8 * f, f), 1):
             setattr(self, f"u{level}", up_stage(8 * f, self.norm))
             setattr(self, f"c{level + 4}", stage((channels, channels), self.norm))
@@ -102,19 +103,24 @@ def _critic_channels(features: int) -> tuple[int, ...]:
     return (*(factor * features for factor in (1, 2, 4, 8, 8)), 1)
 
 
-def receptive_field() -> int:
+def _smoothed(low: int, high: int) -> tuple[int, int]:
+    """The voxels that those from `low` to `high` see through a pixel shuffle and the weights that follow it."""
+    return unet.shuffled(low - 1, high + 1)
+
+
+def receptive_field(smooth: bool = False) -> int:
     """As `unet.receptive_field`, for the generator."""
-    return unet.receptive_field()
+    return unet.receptive_field(_smoothed if smooth else unet.shuffled)
 
 
-def margin() -> int:
+def margin(smooth: bool = False) -> int:
     """As `unet.margin`, for the generator."""
-    return unet.margin()
+    return unet.margin(_smoothed if smooth else unet.shuffled)
 
 
-def deep_margin() -> int:
+def deep_margin(smooth: bool = False) -> int:
     """As `unet.deep_margin`, for the generator."""
-    return unet.deep_margin()
+    return unet.deep_margin(_smoothed if smooth else unet.shuffled)
 
 
 def operations(rank: int, features: int, in_channels: int = 2) -> tuple[float, float, float]:

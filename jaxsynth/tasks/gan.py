@@ -31,7 +31,14 @@ LOSSES = {
 }
 # Keys of config.gan that checkpoints of earlier versions lack, and how those were trained.
 EARLIER = {"critic_norm": "", "residual": False, "levels": (), "grain": 0.0, "sigma": 0.0}
-EARLIER |= {"mismatch": 0.0, "critic_mask": False, "critic_gain": 1.0, "critic_rate": 1.0, "clouds_vox": 0.0}
+EARLIER |= {
+    "smooth": False,
+    "mismatch": 0.0,
+    "critic_mask": False,
+    "critic_gain": 1.0,
+    "critic_rate": 1.0,
+    "clouds_vox": 0.0,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +115,7 @@ def build(config: ConfigDict) -> Parts:
             f"got {tuple(config.data.patch)}"
         )
     of_generator = shared | {"remat": ddpm.recomputes(config) == "always", "residual": own["residual"]}
+    of_generator["smooth"] = own["smooth"]
     return Parts(
         net=gan.Generator(features=config.model.features, **of_generator),
         drawn=drawn,
@@ -168,8 +176,8 @@ def stages(parts: Parts, params) -> tiles.Stages:
         shrink=lambda x, t, cond: shrink(x),
         deepen=lambda h, t: deepen(h),
         grow=lambda x, deep, t, cond: 2 * grow(x, deep) - 1,
-        margin=gan.margin(),
-        deep_margin=gan.deep_margin(),
+        margin=gan.margin(parts.net.smooth),
+        deep_margin=gan.deep_margin(parts.net.smooth),
     )
 
 

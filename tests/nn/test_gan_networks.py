@@ -8,6 +8,7 @@ import pytest
 from jaxsynth.data import tile_grid, tiles
 from jaxsynth.errors import InputError
 from jaxsynth.nn import gan
+from jaxsynth.nn.blocks import LeakyUpStage
 from jaxsynth.nn.gan import Critic, Generator
 from jaxsynth.nn.unet import FACTOR
 
@@ -43,11 +44,12 @@ def _seen(net, columns, size):
     return (_apply(net, params, lit) > _apply(net, params, np.zeros_like(lit[:1]))).any((1, 3))
 
 
-def test_the_generators_receptive_field_is_exact():
+@pytest.mark.parametrize("smooth", [False, True])
+def test_the_generators_receptive_field_is_exact(smooth):
     """The reach of a lit column, for eight neighbours: all places on the grid of the halvings."""
-    radius = gan.receptive_field()
+    radius = gan.receptive_field(smooth)
     columns = 8 * (radius // 8 + 1) + np.arange(8)
-    seen = _seen(Generator(features=4, norm="none"), columns, 16 * (radius // 8 + 2))
+    seen = _seen(Generator(features=4, norm="none", smooth=smooth), columns, 16 * (radius // 8 + 2))
     assert not seen[:, [0, -1]].any()
     assert max(np.abs(np.flatnonzero(row) - column).max() for row, column in zip(seen, columns, strict=True)) == radius
 
@@ -59,19 +61,37 @@ def test_the_critics_receptive_field_is_exact():
     np.testing.assert_array_equal(seen[:, 6], [False, True, True, True, False])
 
 
-def test_tiles_are_the_whole():
-    net = Generator(features=4, norm="group", residual=True)
+@pytest.mark.parametrize("rank", [2, 3])
+def test_smooth_doublings_have_no_stripes(rank):
+    """Whatever the places of a cell are made of: what alternates from voxel to voxel along an axis is gone, what is the
+    same all over stays."""
+    x = jax.random.normal(jax.random.key(0), (1, *(1,) * rank, 8))
+    x = jnp.broadcast_to(x, (1, *(6,) * rank, 8))
+    stages = [LeakyUpStage(2**rank * 3, "none", smooth=smooth) for smooth in (False, True)]
+    params = stages[0].init(jax.random.key(1), x)
+    rough, smooth = (np.asarray(stage.apply(params, x))[0] for stage in stages)
+    assert np.ptp(rough[0::2] - rough[1::2]) > 0.1
+    middle = smooth[(slice(1, -1),) * rank]
+    np.testing.assert_allclose(middle, np.broadcast_to(middle[(0,) * rank], middle.shape), atol=1e-6)
+    assert middle.std() > 0.01  # over channels
+    flat = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf[..., :1], leaf.shape), params)
+    np.testing.assert_allclose(*(stage.apply(flat, x) for stage in stages), rtol=1e-5)
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_tiles_are_the_whole(smooth):
+    net = Generator(features=4, norm="group", residual=True, smooth=smooth)
     params = _drawn(net)
     x = jax.random.normal(jax.random.key(2), (150, 21, 2))
     stages = tiles.Stages(
         shrink=lambda x, t, cond: net.apply(params, x, method="shrink"),
         deepen=lambda h, t: net.apply(params, h, method="deepen"),
         grow=lambda x, deep, t, cond: net.apply(params, x, deep, method="grow"),
-        margin=gan.margin(),
-        deep_margin=gan.deep_margin(),
+        margin=gan.margin(smooth),
+        deep_margin=gan.deep_margin(smooth),
     )
-    grid = tile_grid.plan_tiles(x.shape[:-1], (80, 24), margin=gan.margin())
-    deep_grid = tile_grid.plan_tiles(grid.coarse(FACTOR).shape, (28, 6), margin=gan.deep_margin(), multiple=2)
+    grid = tile_grid.plan_tiles(x.shape[:-1], (104, 24), margin=gan.margin(smooth))
+    deep_grid = tile_grid.plan_tiles(grid.coarse(FACTOR).shape, (28, 6), margin=gan.deep_margin(smooth), multiple=2)
     assert grid.num_tiles > 1 and deep_grid.num_tiles > 1
     tiled = jax.jit(tiles.tiled(stages, grid, deep_grid=deep_grid))(x, jnp.int32(0), None)
     whole = _apply(net, params, x[None])[0]
