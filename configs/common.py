@@ -96,7 +96,6 @@ def get_config() -> ConfigDict:
     c.gan.critic_features = 64  # channels of the critic's first level; 64 is the published width
     c.gan.critic_norm = ""  # as model.norm, which is the generator's; "": the same
     c.gan.critic_mask = False  # whether the critic sees masks; for gan.labels that are as gan.image_labels, not others
-    c.gan.mismatch = 0.0  # weight of real images with another mask among what the critic is to refuse, critic_mask only
     c.gan.critic_gain = 1.0  # contrast of images as the critic sees them
     c.gan.critic_rate = 1.0  # of the critic's learning rate to the generator's, which is optim.learning_rate
     c.gan.r1 = 0.0  # weight of the penalty on the critic's gradient; 0: none

@@ -31,14 +31,7 @@ LOSSES = {
 }
 # Keys of config.gan that checkpoints of earlier versions lack, and how those were trained.
 EARLIER = {"critic_norm": "", "residual": False, "levels": (), "grain": 0.0, "sigma": 0.0}
-EARLIER |= {
-    "smooth": False,
-    "mismatch": 0.0,
-    "critic_mask": False,
-    "critic_gain": 1.0,
-    "critic_rate": 1.0,
-    "clouds_vox": 0.0,
-}
+EARLIER |= {"critic_mask": False, "critic_gain": 1.0, "critic_rate": 1.0, "clouds_vox": 0.0, "smooth": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +45,6 @@ class Parts:
       loss: one of LOSSES.
       identity: weight of the identity loss.
       critic_mask: whether the critic sees masks.
-      mismatch: what real images with another mask count beside generated ones, which the critic is to tell from real
-        ones with their own; 0: there are none.
       critic_gain: contrast of images as the critic sees them.
       critic_rate: of the critic's learning rate to the generator's.
       r1: weight of the critic's gradient penalty on real images; 0: none.
@@ -69,7 +60,6 @@ class Parts:
     loss: str
     identity: float
     critic_mask: bool
-    mismatch: float
     critic_gain: float
     critic_rate: float
     r1: float
@@ -96,16 +86,13 @@ def build(config: ConfigDict) -> Parts:
         own["grain"] = ()
     if own["loss"] not in LOSSES:
         raise InputError(f"unknown gan.loss {own['loss']!r}: expected one of {', '.join(LOSSES)}")
-    least = {"identity": 0, "mismatch": 0, "critic_gain": 0, "critic_rate": 0, "r1": 0, "r1_every": 1}
-    least |= {"ada_step": 0, "ada_every": 1}
+    least = {"identity": 0, "critic_gain": 0, "critic_rate": 0, "r1": 0, "r1_every": 1, "ada_step": 0, "ada_every": 1}
     for name, limit in least.items():
         if not own[name] >= limit:
             raise InputError(f"gan.{name} must be at least {limit}, got {own[name]}")
     target, start = own["ada_target"], own["ada_start"]
     if not (-1 <= target <= 1 and 0 <= start <= 1):
         raise InputError(f"expected gan.ada_target in -1..1 and gan.ada_start in 0..1, got {target} and {start}")
-    if own["mismatch"] and not own["critic_mask"]:
-        raise InputError("gan.mismatch: a critic that sees no masks cannot tell whose they are: set gan.critic_mask")
     drawn = gan_input.of_config(own, config.model.noise_channel)
     shared = ddpm.network_options(config)
     critic_norm = own["critic_norm"] or config.model.norm
@@ -120,8 +107,8 @@ def build(config: ConfigDict) -> Parts:
         net=gan.Generator(features=config.model.features, **of_generator),
         drawn=drawn,
         critic=gan.Critic(features=own["critic_features"], **(shared | {"norm": critic_norm})),
-        **{name: own[name] for name in ("loss", "identity", "critic_mask", "mismatch")},
-        **{name: own[name] for name in ("critic_gain", "critic_rate", "r1", "r1_every")},
+        **{name: own[name] for name in ("loss", "identity", "critic_mask", "critic_gain", "critic_rate")},
+        **{name: own[name] for name in ("r1", "r1_every")},
         **{name: own[name] for name in ("ada_target", "ada_step", "ada_every", "ada_start")},
         optimiser=ddpm.optimiser_of(config),
         accumulate=config.optim.accumulate,
@@ -255,26 +242,14 @@ def _gradients(parts: Parts, state: TrainState, batch, own_keys, probability):
     loss_fake, cotangent_fake = jax.value_and_grad(of_fake)(logits_fake)
     adversarial, cotangent_own = jax.value_and_grad(of_own)(logits_fake)
     identity, cotangent_same = jax.value_and_grad(lambda x: jnp.abs(real - x).mean())(same)
-    share = 1 / (1 + parts.mismatch)
-    of_critic = [back_from_real(cotangent_real / 2)[0], back_from_fake(share / 2 * cotangent_fake)[0]]
-    loss_critic = (loss_real + share * loss_fake) / 2
-    if parts.mismatch:
-        # Mirrored, a mask has all that it had, but not in its place.
-        wrong_maps = _critic_maps(parts, real_position, jnp.flip(batch["image_mask"], -2))
-
-        def of_wrong(params):
-            return (1 - share) / 2 * of_fake(judge(params, real, wrong_maps, "wrong"))
-
-        loss_wrong, by_wrong = jax.value_and_grad(of_wrong)(critic)
-        of_critic.append(by_wrong)
-        loss_critic += loss_wrong
+    both = back_from_real(cotangent_real)[0], back_from_fake(cotangent_fake)[0]
     back = back_from_fake(cotangent_own)[1], parts.identity * cotangent_same
-    grads = {"generator": back_to_generator(back)[0], "critic": jax.tree.map(lambda *own: sum(own), *of_critic)}
+    grads = {"generator": back_to_generator(back)[0], "critic": jax.tree.map(lambda a, b: (a + b) / 2, *both)}
     scalars = {
         "loss": adversarial + parts.identity * identity,
         "adversarial": adversarial,
         "identity": identity,
-        "loss_critic": loss_critic,
+        "loss_critic": (loss_real + loss_fake) / 2,
         "logit_real": logits_real.mean(),
         "logit_fake": logits_fake.mean(),
     }

@@ -60,11 +60,8 @@ def plain_losses(parts, params, batch, key, probability):
     def bce(x, y):
         return jnp.mean(jnp.log1p(jnp.exp(-x if y else x)))
 
-    mirrored = batch["image_mask"][..., ::-1, :]
-    told_wrong = judge(real, jnp.concatenate([batch["image_position"], mirrored], -1), "wrong")
     own_loss = bce(told_fake, 1) + parts.identity * jnp.abs(real - same).mean()
-    refused = (bce(told_fake, 0) + parts.mismatch * bce(told_wrong, 0)) / (1 + parts.mismatch)
-    return own_loss, (bce(told_real, 1) + refused) / 2
+    return own_loss, (bce(told_real, 1) + bce(told_fake, 0)) / 2
 
 
 def descending(parts, state):
@@ -82,7 +79,6 @@ def close(found, wanted):
 
 
 WORDS = {"gan.identity": 0.7, "gan.ada_start": 0.8, "model.norm": "none", "gan.critic_mask": True}
-WORDS |= {"gan.mismatch": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -351,7 +347,6 @@ def test_2d_and_3d_are_alike(shape):
         ("gan.grain", ((0.1, 1.7), (0.0, 0.1)), "gan.grain: expected rows of equally many numbers in -1..1"),
         ("gan.sigma", -1.0, "gan.sigma must lie in 0..100 voxels"),
         ("gan.critic_rate", -1.0, "gan.critic_rate must be at least 0"),
-        ("gan.mismatch", 1.0, "gan.mismatch: a critic that sees no masks"),
         ("gan.ada_every", 0, "gan.ada_every must be at least 1"),
         ("gan.ada_start", 1.5, "gan.ada_start in 0..1"),
     ],
