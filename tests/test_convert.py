@@ -185,7 +185,7 @@ def test_a_trained_gan_of_ours_comes_back_whole(tmp_path, monkeypatch, capsys):
         manager.wait_until_finished()
     run(monkeypatch, tmp_path / "run", "--out", tmp_path / "b.pt")
     said = capsys.readouterr().out
-    assert "residual True" in said and f"clouds_vox {config.gan.clouds_vox}" in said
+    assert "residual True" in said and "smooth True" in said and f"clouds_vox {config.gan.clouds_vox}" in said
     run(monkeypatch, tmp_path / "b.pt", "--out", tmp_path / "again")
     before, after = (trained.open_trained(tmp_path / name, tasks=("gan",)) for name in ("run", "again"))
     assert before.metadata == after.metadata and after.parts.net.residual
