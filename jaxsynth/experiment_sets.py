@@ -13,12 +13,12 @@ from jaxsynth.errors import InputError
 
 _SMALL_GAN = (
     "--config.model.features=8", "--config.gan.critic_features=32", "--config.gan.critic_mask=True",
-    "--config.optim.ema_decay=0.995", "--config.train.num_steps=1000", "--config.train.val_every=200",
-    "--config.train.checkpoint_every=400", "--config.train.preview_every=400",
+    "--config.optim.ema_decay=0.995", "--config.train.val_every=200", "--config.train.checkpoint_every=400",
+    "--config.train.preview_every=400",
 )  # fmt: skip
 GAN_2D = (
     *_SMALL_GAN, "--config.data.patch=(128,128)", "--config.data.batch_size=2", "--config.gan.r1=0.01",
-    "--config.gan.critic_rate=1.0",
+    "--config.gan.critic_rate=1.0", "--config.train.num_steps=1000",
 )  # fmt: skip
 GAN_3D = (
     *_SMALL_GAN, "--config.data.patch=(24,32,32)", "--config.data.val_fraction=0.125", "--config.train.num_steps=700",

@@ -3,6 +3,7 @@
 Parameters are float32. `dtype` is the type of the computation, except in the norms, which are float32.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -250,11 +251,18 @@ class LeakyUpStage(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = Conv(self.channels, 1, False, self.dtype, name="conv_0")(x)
+        init = functools.partial(_alike, 2 ** (x.ndim - 2)) if self.smooth else he_normal
+        x = Conv(self.channels, 1, False, self.dtype, kernel_init=init, name="conv_0")(x)
         x = pixel_shuffle(leaky(Norm(self.norm, name="norm_1")(x)))
         for axis in range(1, x.ndim - 1) if self.smooth else ():
             x = _smoothed(x, axis)
         return leaky(Norm(self.norm, name="norm_4")(x))
+
+
+def _alike(places: int, key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
+    """A kernel whose results are the same at all places of a cell after a pixel shuffle (Aitken et al. 2017); of random
+    ones hardly anything would be left by the weights that follow."""
+    return jnp.repeat(he_normal(key, (*shape[:-1], shape[-1] // places), dtype), places, axis=-1)
 
 
 def _smoothed(x: jax.Array, axis: int) -> jax.Array:
