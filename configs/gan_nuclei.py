@@ -17,4 +17,5 @@ def get_config():
     config = gan_membranes.get_config()
     config.gan.mask = "sketch"
     config.gan.sigma = 1.0
+    config.gan.smooth = False  # no stripes were seen here
     return config

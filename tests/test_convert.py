@@ -176,6 +176,7 @@ def test_a_trained_gan_of_ours_comes_back_whole(tmp_path, monkeypatch, capsys):
     config.data.patch = (32, 32)
     config.model.features = config.gan.critic_features = 2
     config.gan.levels, config.gan.grain = (0.1, 0.2, 0.7), ((-0.05, 0.05), (-0.02, 0.02))
+    config.gan.smooth = True
     parts = gan.build(config)
     state = gan.init(parts, keys.root(0), (1, 32, 32, 1))
     seen = intensity.fit([np.arange(256, dtype=np.uint8).reshape(16, 16)], "asinh").to_dict()

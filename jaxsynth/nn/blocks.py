@@ -3,7 +3,6 @@
 Parameters are float32. `dtype` is the type of the computation, except in the norms, which are float32.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
@@ -239,39 +238,18 @@ class LeakyStage(nn.Module):
 class LeakyUpStage(nn.Module):
     """Convolution of size 1, norm, LeakyReLU, pixel shuffle, then norm and LeakyReLU again.
 
-    [B, *S, C_in] -> [B, *2S, channels / 2**D]. Names are as in `ConvStage`. `smooth`: between shuffle and norm every
-    axis is weighted with 1/4, 1/2, 1/4, which removes what alternates from voxel to voxel, the stripes that come where
-    the places of a cell are learnt apart (Sugawara et al. 2018; here against both neighbours, so that nothing moves).
+    [B, *S, C_in] -> [B, *2S, channels / 2**D]. Names are as in `ConvStage`.
     """
 
     channels: int
     norm: str
     dtype: jnp.dtype = jnp.float32
-    smooth: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = functools.partial(_alike, 2 ** (x.ndim - 2)) if self.smooth else he_normal
-        x = Conv(self.channels, 1, False, self.dtype, kernel_init=init, name="conv_0")(x)
+        x = Conv(self.channels, 1, False, self.dtype, name="conv_0")(x)
         x = pixel_shuffle(leaky(Norm(self.norm, name="norm_1")(x)))
-        for axis in range(1, x.ndim - 1) if self.smooth else ():
-            x = _smoothed(x, axis)
         return leaky(Norm(self.norm, name="norm_4")(x))
-
-
-def _alike(places: int, key: jax.Array, shape: tuple[int, ...], dtype) -> jax.Array:
-    """A kernel whose results are the same at all places of a cell after a pixel shuffle (Aitken et al. 2017); of random
-    ones hardly anything would be left by the weights that follow."""
-    return jnp.repeat(he_normal(key, (*shape[:-1], shape[-1] // places), dtype), places, axis=-1)
-
-
-def _smoothed(x: jax.Array, axis: int) -> jax.Array:
-    """Weighted with 1/4, 1/2, 1/4 along an axis, at its ends as if they went on."""
-    ends = [(0, 0)] * x.ndim
-    ends[axis] = (1, 1)
-    before, here, after = (jax.lax.slice_in_dim(jnp.pad(x, ends, mode="edge"), i, i + x.shape[axis], axis=axis)
-                           for i in range(3))  # fmt: skip
-    return (before + after) / 4 + here / 2
 
 
 class TimeStage(nn.Module):

@@ -164,7 +164,7 @@ def stages(parts: Parts, params) -> tiles.Stages:
         deepen=lambda h, t: deepen(h),
         grow=lambda x, deep, t, cond: 2 * grow(x, deep) - 1,
         margin=gan.margin(parts.net.smooth),
-        deep_margin=gan.deep_margin(parts.net.smooth),
+        deep_margin=gan.deep_margin(),
     )
 
 
