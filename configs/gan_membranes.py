@@ -26,7 +26,6 @@ def get_config():
     # collapsed here; what was seen before each of these was changed is in docs/gan.md.
     config.data.normalization = "asinh"  # a linear one leaves the background's grain at a hundredth of the range
     config.gan.residual = True
-    config.gan.smooth = True
     config.model.noise_channel = True
     config.model.norm = "group"
     config.gan.critic_norm = "none"

@@ -17,5 +17,4 @@ def get_config():
     config = gan_membranes.get_config()
     config.gan.mask = "sketch"
     config.gan.sigma = 1.0
-    config.gan.smooth = False  # no stripes were seen here
     return config
