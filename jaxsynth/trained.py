@@ -19,7 +19,6 @@ from jaxsynth.data import streaming, tile_grid, tiles
 from jaxsynth.data.intensity import Intensity
 from jaxsynth.diffusion import gaussian, samplers
 from jaxsynth.errors import InputError
-from jaxsynth.nn import gan as networks
 from jaxsynth.sim.sketch import blur
 from jaxsynth.tasks import ddpm, gan
 
@@ -65,8 +64,7 @@ class Trained:
     @property
     def margin(self) -> int:
         """Voxels at an inner end of a tile that do not count, see `tile_grid.TileGrid`."""
-        smooth = isinstance(self.parts, gan.Parts) and self.parts.net.smooth
-        return networks.margin(smooth=True) if smooth else tile_grid.MARGIN
+        return gan.margin(self.parts) if isinstance(self.parts, gan.Parts) else tile_grid.MARGIN
 
     @property
     def num_devices(self) -> int:

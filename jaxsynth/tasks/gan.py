@@ -151,6 +151,11 @@ def generate(parts: Parts, params, own_keys: jax.Array, maps: jax.Array) -> jax.
     return 2 * parts.net.apply({"params": params}, gan_input.generator_input(parts.drawn, own_keys, maps)) - 1
 
 
+def margin(parts: Parts) -> int:
+    """Voxels at an inner end of a tile that do not count, see `tiles.Stages`."""
+    return gan.margin(parts.net.smooth)
+
+
 def stages(parts: Parts, params) -> tiles.Stages:
     """The generator in three parts, for volumes in tiles: what `gan_input.generator_input` returns -> [B, *S, 1], the
     image in [-1, 1]."""
@@ -163,7 +168,7 @@ def stages(parts: Parts, params) -> tiles.Stages:
         shrink=lambda x, t, cond: shrink(x),
         deepen=lambda h, t: deepen(h),
         grow=lambda x, deep, t, cond: 2 * grow(x, deep) - 1,
-        margin=gan.margin(parts.net.smooth),
+        margin=margin(parts),
         deep_margin=gan.deep_margin(),
     )
 
