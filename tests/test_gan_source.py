@@ -174,14 +174,20 @@ def test_sketches_show_every_cell_at_a_brightness_of_its_own(files):
     assert greys.max() - greys.min() > 0.25
 
 
-def test_cells_are_as_bright_as_in_labelled_images(files, tmp_path):
-    """Those of a patch as in one image; what the critic sees of real images are these images' own sketches."""
+def exposed_twice(files, out):
+    """Writes images of flat cells of different brightness, the second of a longer exposure."""
     folder, case = files
-    (tmp_path / "images").mkdir()
-    for number in range(2):  # the second is of a longer exposure; cells are of different brightness
+    out.mkdir()
+    for number in range(2):
         labels = volumes.read_labels(folder / "image_labels" / f"{number}.tif")
         image = (1 + 3 * number) * (200 + 300 * (labels > 0) + 40 * labels)
-        volumes.write(tmp_path / "images" / f"{number}.tif", image.astype(np.uint16), spacing_um=case["spacing"])
+        volumes.write(out / f"{number}.tif", image.astype(np.uint16), spacing_um=case["spacing"])
+
+
+def test_cells_are_as_bright_as_in_labelled_images(files, tmp_path):
+    """Those of a patch as in one image; what the critic sees of real images are these images' own sketches."""
+    folder, _ = files
+    exposed_twice(files, tmp_path / "images")
     words = {"gan.mask": "sketch", "gan.critic_mask": True, "data.path": str(tmp_path / "images")}
     config = configure(files, **words)
     batches, _, told, _ = take(config, 8)
@@ -213,11 +219,24 @@ def test_cells_are_as_bright_as_in_labelled_images(files, tmp_path):
 
 
 @pytest.mark.parametrize("files", [2], indirect=True)
-def test_sketches_of_specimens(files):
+def test_sketches_of_specimens(files, tmp_path):
     own = {"gan.labels": "", "gan.recipe": "nuclei", "gan.shape": (48, 48), "gan.spacing_um": (0.5, 0.5),
            "gan.mask": "sketch", "gan.levels": (0.125, 0.25, 0.75), "data.batch_size": 2}  # fmt: skip
     found = np.stack([batch["mask"] for batch in take(configure(files, **own), 2)[0]])
     assert found.min() == 0.125 and 0.25 < found.max() <= 0.75 and len(np.unique(found)) > 3
+    # As bright as in one of the labelled images, where they tell it.
+    exposed_twice(files, tmp_path / "images")
+    config = configure(files, **own | {"gan.levels": (), "gan.reuse": 1, "data.path": str(tmp_path / "images")})
+    batches, _, told, _ = take(config, 8)
+    background, dim, bright = config.gan.levels
+    dark, light = dim + (bright - dim) * np.array(told["intensity"]["brightness"])
+    assert dark[-1] < light[0]
+    cells = [patch[np.abs(patch - background) > 1e-6] for batch in batches for patch in batch["mask"]]
+    kinds = [
+        "dark" if own.max() < dark[-1] + 1e-3 else "light" if own.min() > light[0] - 1e-3 else "mixed"
+        for own in cells if own.size
+    ]  # fmt: skip
+    assert set(kinds) == {"dark", "light"}
 
 
 @pytest.mark.parametrize("files", [2], indirect=True)
