@@ -93,11 +93,13 @@ def get_config() -> ConfigDict:
     c.gan.grain = ()  # masks' grain at grey values from 0 to 1, see tasks/gan_input.py; (): the images', if residual
     c.gan.sigma = 0.0  # blur of masks, voxels
     c.gan.clouds_vox = 0.0  # beside model.noise_channel one of noise that is smooth over so many voxels; 0: none
+    c.gan.clouds_std = -1.0  # what it adds to masks where it is 1; below 0: measured with gan.levels for masks, else 0
     c.gan.critic_features = 64  # channels of the critic's first level; 64 is the published width
     c.gan.critic_norm = ""  # as model.norm, which is the generator's; "": the same
     c.gan.critic_mask = False  # whether the critic sees masks; for gan.labels that are as gan.image_labels, not others
     c.gan.critic_gain = 1.0  # contrast of images as the critic sees them
     c.gan.critic_rate = 1.0  # of the critic's learning rate to the generator's, which is optim.learning_rate
+    c.gan.critic_shift = 0  # voxels by which at most what the critic sees of a patch is moved, by chance; 0: none
     c.gan.r1 = 0.0  # weight of the penalty on the critic's gradient; 0: none
     c.gan.r1_every = 16  # steps from one penalty to the next
     # Augmentation of what the critic sees (data/ada.py), the more often the surer it is of real images:

@@ -22,9 +22,10 @@ GREYS = np.linspace(0, 1, 9)  # at which grain is measured
 def measure(
     config, opened: volumes.VolumeSet, scale: intensities.Intensity, labels_of: Callable | None
 ) -> tuple[tuple[float, ...], ...]:
-    """Fills in `levels` and `grain` of config.gan, where they are open and of use.
+    """Fills in `levels`, `grain` and `clouds_std` of config.gan, where they are open and of use.
 
-    Levels are, where the images have labels, those of `_of_masks` and `_of_sketches`, else the images' percentiles.
+    Levels are, where the images have labels, those of `_of_masks`, which tells clouds, too, and `_of_sketches`, else
+    the images' percentiles.
 
     Args:
       labels_of: index of an image, its array -> its labels int32 [*S]; None: the images have none.
@@ -64,7 +65,10 @@ def measure(
         elif sketches:
             found, brightness = _of_sketches(shown)
         else:
-            found = _of_masks(np.sum(shown, axis=0))
+            cloudy = own.clouds_std < 0 and noise and own.clouds_vox > 0
+            found, clouds = _of_masks(np.sum(shown, axis=0), cloudy)
+            if cloudy:
+                own.clouds_std = round(clouds, 4)
         if found is None:
             raise InputError(f"{own.image_labels}: no background or no cell in any label image: set gan.levels")
         own.levels = tuple(round(float(level), 4) for level in found)
@@ -103,26 +107,33 @@ def _of_sketches(shown: Sequence[tuple[float | None, np.ndarray]]) -> tuple[tupl
 
 
 def _moments(labels: np.ndarray, grey: np.ndarray, grain: Sequence, spacing_um, own) -> np.ndarray:
-    """Sums over an image: of voxels, of its mask, blurred as it will be, its square, its grey values, and of their
-    squares without the grain's."""
+    """Sums over an image: of voxels, of its mask, blurred as it will be, its square, its product with the grey values,
+    of these, and of their squares without the grain's."""
     mask = unpaired.mask(labels, spacing_um, own.mask)
     soft = ndimage.gaussian_filter(mask.astype(np.float64), own.sigma, mode="reflect")
     noise = 0.0  # of either part as at its mean
     for part in (grey[mask == 0], grey[mask > 0]):
         noise += part.size * _variance(grain, part.mean()) if part.size else 0.0
-    return np.array([soft.size, soft.sum(), np.square(soft).sum(), grey.sum(), np.square(grey).sum() - noise])
+    sums = [soft.size, soft.sum(), np.square(soft).sum(), (soft * grey).sum(), grey.sum()]
+    return np.array([*sums, np.square(grey).sum() - noise])
 
 
-def _of_masks(moments: np.ndarray) -> tuple | None:
-    """The grey values with which blurred masks have the images' mean and spread, grain aside: those that explain images
-    best have less contrast, as masks do not tell all."""
-    soft_mean, soft_square, mean, square = moments[1:] / moments[0]
-    soft_spread, spread = soft_square - soft_mean**2, square - mean**2
+def _of_masks(moments: np.ndarray, cloudy: bool) -> tuple[tuple | None, float]:
+    """The grey values with which blurred masks, with clouds, have the images' mean and spread, grain aside; and the
+    standard deviation of the clouds.
+
+    With clouds they are the values that explain the images best, and clouds are what masks leave unexplained; without
+    them masks alone have all the spread, and more contrast than they explain.
+    """
+    soft_mean, soft_square, product, mean, square = moments[1:] / moments[0]
+    soft_spread, spread = soft_square - soft_mean**2, max(square - mean**2, 0.0)
     if soft_spread <= 0:
-        return None
-    contrast = math.sqrt(max(spread, 0) / soft_spread)
+        return None, 0.0
+    explained = max((product - soft_mean * mean) / soft_spread, 0.0)
+    contrast = explained if cloudy else math.sqrt(spread / soft_spread)
     background = mean - contrast * soft_mean
-    return tuple(np.clip((background, background + contrast), 0, 1))
+    clouds = math.sqrt(max(spread - contrast**2 * soft_spread, 0.0))
+    return tuple(np.clip((background, background + contrast), 0, 1)), clouds
 
 
 def _variance(grain: Sequence, grey: float) -> float:

@@ -27,6 +27,7 @@ class Drawn:
       grain: what this noise adds to masks' grey values: a row for each of some, evenly from 0 to 1, of what it is where
         the noise is as `intensity.SCORES` (evenly between the same ends); (): nothing.
       clouds_vox: over how many voxels the noise of a fourth one is smooth; 0: there is none.
+      clouds_std: what this noise adds to masks' grey values where it is 1.
     """
 
     background: float
@@ -35,6 +36,7 @@ class Drawn:
     noise_channel: bool
     grain: tuple[tuple[float, ...], ...]
     clouds_vox: float
+    clouds_std: float
 
 
 def of_config(own: dict, noise_channel: bool) -> Drawn:
@@ -47,6 +49,8 @@ def of_config(own: dict, noise_channel: bool) -> Drawn:
         raise InputError(f"gan.sigma must lie in 0..100 voxels, got {own['sigma']}")
     if not own["clouds_vox"] >= 0:
         raise InputError(f"gan.clouds_vox must be at least 0, got {own['clouds_vox']}")
+    if own["clouds_std"] > 0 and not (own["clouds_vox"] and noise_channel):
+        raise InputError("gan.clouds_std is of the noise of gan.clouds_vox: set that and model.noise_channel, too")
     grain = np.asarray(own["grain"], np.float64)
     if grain.size and not (grain.ndim == 2 and min(grain.shape) > 1 and (np.abs(grain) <= 1).all()):
         raise InputError("gan.grain: expected rows of equally many numbers in -1..1, two or more of either, or ()")
@@ -58,6 +62,7 @@ def of_config(own: dict, noise_channel: bool) -> Drawn:
         noise_channel=noise_channel,
         grain=tuple(map(tuple, own["grain"])),
         clouds_vox=own["clouds_vox"] if noise_channel else 0.0,
+        clouds_std=max(own["clouds_std"], 0.0),
     )
 
 
@@ -81,8 +86,9 @@ def sketch_levels(own: ConfigDict) -> tuple[float, ...]:
 
 def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
     """Masks in {0, 1}, or sketches in [0, 1], and position maps, float32 [B, *S, 2] -> [B, *S, 2 to 4]: the masks at
-    the images' grey values, blurred, with the images' grain on them (`gan.grain`), position maps, and channels of
-    normal noise, that of the grain (`model.noise_channel`), and one that is smooth (`gan.clouds_vox`).
+    the images' grey values, blurred, with clouds and grain as strong as the images' on them (`gan.clouds_std`,
+    `gan.grain`), position maps, and channels of normal noise, that of the grain (`model.noise_channel`), and that of
+    the clouds, which is smooth (`gan.clouds_vox`).
 
     The published generator has none of these. Without noise every voxel of equal surroundings gets the same grey value:
     the grain of a camera can then only be imitated by a pattern that repeats itself, and that backgrounds of real
@@ -97,16 +103,15 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
     grey = blur(grey, (0.0,) + (drawn.sigma,) * (grey.ndim - 1))
     if not drawn.noise_channel:
         return maps.at[..., 0].set(grey)
-    shape = (*maps.shape[1:-1], 1)
-    noise = jax.vmap(lambda key: samplers.rows_of_noise(keys.stream(key, "noise"), 0, shape))(own_keys)
+    shape = maps.shape[1:-1]
+    noise = [jax.vmap(lambda key: samplers.rows_of_noise(keys.stream(key, "noise"), 0, (*shape, 1))[..., 0])(own_keys)]
+    if drawn.clouds_vox:
+        knots = (drawn.clouds_vox,) * len(shape)
+        noise.append(jax.vmap(lambda key: deform.smooth_noise(keys.stream(key, "clouds"), shape, knots))(own_keys))
+        grey = jnp.clip(grey + drawn.clouds_std * noise[1], 0, 1) if drawn.clouds_std else grey
     if drawn.grain:
-        grey = jnp.clip(grey + grain_of(drawn.grain, grey, noise[..., 0]), 0, 1)
-    maps = maps.at[..., 0].set(grey)
-    if not drawn.clouds_vox:
-        return jnp.concatenate([maps, noise], axis=-1)
-    knots = (drawn.clouds_vox,) * len(shape[:-1])
-    clouds = jax.vmap(lambda key: deform.smooth_noise(keys.stream(key, "clouds"), shape[:-1], knots))(own_keys)
-    return jnp.concatenate([maps, noise, clouds[..., None]], axis=-1)
+        grey = jnp.clip(grey + grain_of(drawn.grain, grey, noise[0]), 0, 1)
+    return jnp.stack([grey, maps[..., 1], *noise], axis=-1)
 
 
 def grain_of(grain: tuple[tuple[float, ...], ...], grey: jax.Array, noise: jax.Array) -> jax.Array:

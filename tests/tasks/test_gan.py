@@ -22,7 +22,7 @@ def make(**overrides):
     # Without what is tested where it is asked for.
     plain = {"model.noise_channel": False, "gan.residual": False, "gan.critic_norm": "", "gan.r1": 0.0}
     plain |= {"gan.critic_gain": 1.0, "gan.r1_every": 16, "gan.mask": "cells", "gan.sigma": 0.0}
-    plain |= {"gan.critic_mask": False, "gan.critic_rate": 1.0, "gan.clouds_vox": 0.0}
+    plain |= {"gan.critic_mask": False, "gan.critic_rate": 1.0, "gan.clouds_vox": 0.0, "gan.critic_shift": 0}
     values = {"model.features": 4, "gan.critic_features": 4, "optim.learning_rate": 1e-3} | plain | overrides
     return cli.read_config("configs/gan_nuclei.py", [f"--config.{name}={value}" for name, value in values.items()])
 
@@ -44,10 +44,13 @@ def example(shape, count=2):
 def plain_losses(parts, params, batch, key, probability):
     """The two losses written down as in the paper, each evaluated for itself: (generator's, critic's)."""
     own = jax.vmap(lambda row: keys.stream(key, "example", row))(jnp.arange(batch["image"].shape[0]))
+    y, x = jax.random.randint(keys.stream(key, "corner"), (2,), 0, parts.critic_shift + 1)
+    places = (jnp.arange(24 - parts.critic_shift) + start for start in (y, x))
+    part = (slice(None), *jnp.ix_(*places))
 
     def judge(images, maps, name):
         changed = jax.vmap(lambda k, x: ada.augment(keys.stream(k, name), x, probability))(own, images[..., 0])
-        return parts.critic.apply({"params": params["critic"]}, jnp.concatenate([changed[..., None], maps], -1))
+        return parts.critic.apply({"params": params["critic"]}, jnp.concatenate([changed[..., None], maps], -1)[part])
 
     def draw(first, position):
         return parts.net.apply({"params": params["generator"]}, jnp.concatenate([first, position], -1))
@@ -79,6 +82,7 @@ def close(found, wanted):
 
 
 WORDS = {"gan.identity": 0.7, "gan.ada_start": 0.8, "model.norm": "none", "gan.critic_mask": True}
+WORDS |= {"gan.critic_shift": 5}
 
 
 @pytest.fixture(scope="module")
@@ -347,6 +351,7 @@ def test_2d_and_3d_are_alike(shape):
         ("gan.grain", ((0.1, 1.7), (0.0, 0.1)), "gan.grain: expected rows of equally many numbers in -1..1"),
         ("gan.sigma", -1.0, "gan.sigma must lie in 0..100 voxels"),
         ("gan.critic_rate", -1.0, "gan.critic_rate must be at least 0"),
+        ("gan.critic_shift", -1, "gan.critic_shift must be at least 0"),
         ("gan.ada_every", 0, "gan.ada_every must be at least 1"),
         ("gan.ada_start", 1.5, "gan.ada_start in 0..1"),
     ],
@@ -354,3 +359,14 @@ def test_2d_and_3d_are_alike(shape):
 def test_mistakes_are_named(name, value, message):
     with pytest.raises(InputError, match=message):
         gan.build(make(**{name: value}))
+
+
+def test_a_shift_leaves_the_critic_something_to_see():
+    patch = {"data.patch": (24, 48, 48)}
+    gan.build(make(**patch | {"gan.critic_shift": 23}))
+    with pytest.raises(InputError, match=r"gan.critic_shift: expected less than the edges of data.patch"):
+        gan.build(make(**patch | {"gan.critic_shift": 24}))
+    patch = {"data.patch": (18, 18), "model.norm": "instance"}
+    gan.build(make(**patch | {"gan.critic_shift": 1}))
+    with pytest.raises(InputError, match=r"needs more than 16 voxels .* beside gan.critic_shift, got \(18, 18\) and 2"):
+        gan.build(make(**patch | {"gan.critic_shift": 2}))
