@@ -93,7 +93,7 @@ def get_config() -> ConfigDict:
     c.gan.grain = ()  # masks' grain at grey values from 0 to 1, see tasks/gan_input.py; (): the images', if residual
     c.gan.sigma = 0.0  # blur of masks, voxels
     c.gan.clouds_vox = 0.0  # beside model.noise_channel one of noise that is smooth over so many voxels; 0: none
-    c.gan.clouds_std = -1.0  # what it adds to masks where it is 1; below 0: measured with gan.levels for masks, else 0
+    c.gan.clouds = ()  # what it adds to masks, see tasks/gan_input.py; (): what these leave open, with gan.levels
     c.gan.critic_features = 64  # channels of the critic's first level; 64 is the published width
     c.gan.critic_norm = ""  # as model.norm, which is the generator's; "": the same
     c.gan.critic_mask = False  # whether the critic sees masks; for gan.labels that are as gan.image_labels, not others

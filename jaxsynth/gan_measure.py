@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import ndimage
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import unpaired, volumes
@@ -22,10 +22,10 @@ GREYS = np.linspace(0, 1, 9)  # at which grain is measured
 def measure(
     config, opened: volumes.VolumeSet, scale: intensities.Intensity, labels_of: Callable | None
 ) -> tuple[tuple[float, ...], ...]:
-    """Fills in `levels`, `grain` and `clouds_std` of config.gan, where they are open and of use.
+    """Fills in `levels`, `grain` and `clouds` of config.gan, where they are open and of use.
 
-    Levels are, where the images have labels, those of `_of_masks`, which tells clouds, too, and `_of_sketches`, else
-    the images' percentiles.
+    Levels are, where the images have labels, those of `_of_masks` and `_of_sketches`, else the images' percentiles.
+    Clouds are what masks with levels that are measured leave unexplained.
 
     Args:
       labels_of: index of an image, its array -> its labels int32 [*S]; None: the images have none.
@@ -45,7 +45,7 @@ def measure(
     compared = labels_of is not None and levels_open
     count = len(opened.paths)
     indices = np.unique(np.linspace(0, count - 1, min(count, MOST_IMAGES)).round().astype(int))
-    curves, shown = [], []
+    curves, shown, clouds = [], [], []
     for index, image in zip(indices, volumes.each(volumes.subset(opened, indices)), strict=True):
         grey = (np.asarray(intensities.normalise(image, scale), np.float64) + 1) / 2
         curves += [intensities.grain(grey, GREYS)] if grain_open else []
@@ -55,7 +55,9 @@ def measure(
                 shown.append(_cells(labels, grey))
             else:  # of residual generators
                 grain = _at_all(np.array(curves[-1:])) if grain_open else own.grain
-                shown.append(_moments(labels, grey, grain, opened.spacing_um, own))
+                moments, left = _moments(labels, grey, grain, opened.spacing_um, own)
+                shown.append(moments)
+                clouds.append(left)
     if grain_open and noise:
         own.grain = _at_all(np.array(curves))
     if levels_open:
@@ -65,10 +67,10 @@ def measure(
         elif sketches:
             found, brightness = _of_sketches(shown)
         else:
-            cloudy = own.clouds_std < 0 and noise and own.clouds_vox > 0
-            found, clouds = _of_masks(np.sum(shown, axis=0), cloudy)
+            cloudy = not own.clouds and noise and own.clouds_vox > 0
+            found = _of_masks(np.sum(shown, axis=0), cloudy)
             if cloudy:
-                own.clouds_std = round(clouds, 4)
+                own.clouds = tuple(round(float(x), 4) for x in np.mean(clouds, axis=0))
         if found is None:
             raise InputError(f"{own.image_labels}: no background or no cell in any label image: set gan.levels")
         own.levels = tuple(round(float(level), 4) for level in found)
@@ -106,34 +108,41 @@ def _of_sketches(shown: Sequence[tuple[float | None, np.ndarray]]) -> tuple[tupl
     return (np.mean(backgrounds), low, high), tuple(tuple(round(float(x), 4) for x in row) for row in tables)
 
 
-def _moments(labels: np.ndarray, grey: np.ndarray, grain: Sequence, spacing_um, own) -> np.ndarray:
+def _moments(labels: np.ndarray, grey: np.ndarray, grain: Sequence, spacing_um, own) -> tuple[np.ndarray, np.ndarray]:
     """Sums over an image: of voxels, of its mask, blurred as it will be, its square, its product with the grey values,
-    of these, and of their squares without the grain's."""
+    of these, and of their squares without the grain's. And how what the mask leaves of the image, blurred alike, is
+    distributed: its values at SCORES."""
     mask = unpaired.mask(labels, spacing_um, own.mask)
-    soft = ndimage.gaussian_filter(mask.astype(np.float64), own.sigma, mode="reflect")
+    soft, plain = (ndimage.gaussian_filter(x.astype(np.float64), own.sigma, mode="reflect") for x in (mask, grey))
     noise = 0.0  # of either part as at its mean
     for part in (grey[mask == 0], grey[mask > 0]):
         noise += part.size * _variance(grain, part.mean()) if part.size else 0.0
     sums = [soft.size, soft.sum(), np.square(soft).sum(), (soft * grey).sum(), grey.sum()]
-    return np.array([*sums, np.square(grey).sum() - noise])
+    sums = np.array([*sums, np.square(grey).sum() - noise])
+    left = plain - _explained(sums) * soft
+    return sums, np.quantile(left - left.mean(), ndtr(SCORES))
 
 
-def _of_masks(moments: np.ndarray, cloudy: bool) -> tuple[tuple | None, float]:
-    """The grey values with which blurred masks, with clouds, have the images' mean and spread, grain aside; and the
-    standard deviation of the clouds.
+def _explained(moments: np.ndarray) -> float:
+    """The contrast of a blurred mask that explains the image best; at least 0."""
+    soft_mean, soft_square, product, mean = moments[1:5] / moments[0]
+    spread = soft_square - soft_mean**2
+    return max((product - soft_mean * mean) / spread, 0.0) if spread > 0 else 0.0
 
-    With clouds they are the values that explain the images best, and clouds are what masks leave unexplained; without
-    them masks alone have all the spread, and more contrast than they explain.
+
+def _of_masks(moments: np.ndarray, cloudy: bool) -> tuple | None:
+    """The grey values with which blurred masks, with clouds, have the images' mean and spread, grain aside.
+
+    With clouds they are those that explain the images best, without them those that have all the spread, as masks do
+    not tell all.
     """
-    soft_mean, soft_square, product, mean, square = moments[1:] / moments[0]
-    soft_spread, spread = soft_square - soft_mean**2, max(square - mean**2, 0.0)
+    soft_mean, soft_square, _, mean, square = moments[1:] / moments[0]
+    soft_spread, spread = soft_square - soft_mean**2, square - mean**2
     if soft_spread <= 0:
-        return None, 0.0
-    explained = max((product - soft_mean * mean) / soft_spread, 0.0)
-    contrast = explained if cloudy else math.sqrt(spread / soft_spread)
+        return None
+    contrast = _explained(moments) if cloudy else math.sqrt(max(spread, 0) / soft_spread)
     background = mean - contrast * soft_mean
-    clouds = math.sqrt(max(spread - contrast**2 * soft_spread, 0.0))
-    return tuple(np.clip((background, background + contrast), 0, 1)), clouds
+    return tuple(np.clip((background, background + contrast), 0, 1))
 
 
 def _variance(grain: Sequence, grey: float) -> float:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.special import ndtr
 
 from jaxsynth import cli, devices, gan_source, keys
 from jaxsynth.data import intensity as intensities
@@ -361,3 +362,38 @@ def test_a_residual_generators_masks_get_the_grey_values_of_the_images(files):
     config.gan.grain = ((0.0, 0.1), (0.0, 0.1))
     with pytest.raises(InputError, match="noise_channel"):
         gan_source.open_source(config, None)
+
+
+@pytest.mark.parametrize("files", [2], indirect=True)
+def test_clouds_are_what_masks_leave_unexplained(files, tmp_path):
+    """With noise for them; without, cells' contrast stands for all that images vary."""
+    labels = np.where(ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(128, 128)), 4) > 0.02, 7, 0)
+    soft = ndimage.gaussian_filter((labels > 0).astype(float), 1.0)
+    field = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=labels.shape), 6)
+    cloudy = 300 * np.square(field / field.std() + 1)  # skewed
+    cloudy -= np.polyfit(soft.ravel(), cloudy.ravel(), 1)[0] * soft  # what masks would explain by chance
+    for part, array in (("images", 1000 + 2000 * soft + cloudy), ("image_labels", labels)):
+        (tmp_path / part).mkdir()
+        volumes.write(tmp_path / part / "0.tif", array.round().astype(np.uint16))
+    own = {"data.path": str(tmp_path / "images"), "gan.image_labels": str(tmp_path / "image_labels"), "gan.sigma": 1.0}
+    own |= {"gan.mask": "cells", "gan.residual": True, "model.noise_channel": True, "data.normalization": "percentile"}
+    config = configure(files, **own | {"gan.clouds_vox": 8.0})
+    source = gan_source.open_source(config, None)
+    scale = intensities.Intensity.from_dict(source.begin(KEY, 0, placing())[2]()["intensity"])
+
+    def counts(grey):
+        return np.asarray(intensities.in_units(2 * np.asarray(grey) - 1, scale), np.float64)
+
+    dark, bright = counts(config.gan.levels)
+    assert dark == pytest.approx(1000 + cloudy.mean(), abs=100) and bright - dark == pytest.approx(2000, abs=200)
+    assert len(config.gan.clouds) == len(intensities.SCORES)
+    found = counts(np.array(config.gan.clouds) + 0.5) - counts(0.5)
+    wanted = np.quantile(cloudy - cloudy.mean(), ndtr(intensities.SCORES))
+    np.testing.assert_allclose(found, wanted, atol=0.1 * np.ptp(wanted))
+    given = configure(files, **own | {"gan.clouds_vox": 8.0, "gan.clouds": (-0.1, 0.1)})
+    plain = configure(files, **own)
+    for config in (given, plain):
+        kept = config.gan.clouds
+        gan_source.open_source(config, None)
+        dark, bright = counts(config.gan.levels)
+        assert config.gan.clouds == kept and bright - dark > 2100

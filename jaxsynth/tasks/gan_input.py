@@ -27,7 +27,7 @@ class Drawn:
       grain: what this noise adds to masks' grey values: a row for each of some, evenly from 0 to 1, of what it is where
         the noise is as `intensity.SCORES` (evenly between the same ends); (): nothing.
       clouds_vox: over how many voxels the noise of a fourth one is smooth; 0: there is none.
-      clouds_std: what this noise adds to masks' grey values where it is 1.
+      clouds: what this noise adds to masks' grey values, as a row of `grain`; (): nothing.
     """
 
     background: float
@@ -36,7 +36,7 @@ class Drawn:
     noise_channel: bool
     grain: tuple[tuple[float, ...], ...]
     clouds_vox: float
-    clouds_std: float
+    clouds: tuple[float, ...]
 
 
 def of_config(own: dict, noise_channel: bool) -> Drawn:
@@ -49,8 +49,10 @@ def of_config(own: dict, noise_channel: bool) -> Drawn:
         raise InputError(f"gan.sigma must lie in 0..100 voxels, got {own['sigma']}")
     if not own["clouds_vox"] >= 0:
         raise InputError(f"gan.clouds_vox must be at least 0, got {own['clouds_vox']}")
-    if own["clouds_std"] > 0 and not (own["clouds_vox"] and noise_channel):
-        raise InputError("gan.clouds_std is of the noise of gan.clouds_vox: set that and model.noise_channel, too")
+    if len(own["clouds"]) and not (own["clouds_vox"] and noise_channel):
+        raise InputError("gan.clouds are made of the noise of gan.clouds_vox: set that and model.noise_channel, too")
+    if len(own["clouds"]) == 1 or not (np.abs(own["clouds"]) <= 1).all():
+        raise InputError(f"gan.clouds: expected two or more numbers in -1..1, or (); got {tuple(own['clouds'])}")
     grain = np.asarray(own["grain"], np.float64)
     if grain.size and not (grain.ndim == 2 and min(grain.shape) > 1 and (np.abs(grain) <= 1).all()):
         raise InputError("gan.grain: expected rows of equally many numbers in -1..1, two or more of either, or ()")
@@ -62,7 +64,7 @@ def of_config(own: dict, noise_channel: bool) -> Drawn:
         noise_channel=noise_channel,
         grain=tuple(map(tuple, own["grain"])),
         clouds_vox=own["clouds_vox"] if noise_channel else 0.0,
-        clouds_std=max(own["clouds_std"], 0.0),
+        clouds=tuple(own["clouds"]),
     )
 
 
@@ -86,7 +88,7 @@ def sketch_levels(own: ConfigDict) -> tuple[float, ...]:
 
 def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.Array:
     """Masks in {0, 1}, or sketches in [0, 1], and position maps, float32 [B, *S, 2] -> [B, *S, 2 to 4]: the masks at
-    the images' grey values, blurred, with clouds and grain as strong as the images' on them (`gan.clouds_std`,
+    the images' grey values, blurred, with clouds and grain as strong as the images' on them (`gan.clouds`,
     `gan.grain`), position maps, and channels of normal noise, that of the grain (`model.noise_channel`), and that of
     the clouds, which is smooth (`gan.clouds_vox`).
 
@@ -108,7 +110,10 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
     if drawn.clouds_vox:
         knots = (drawn.clouds_vox,) * len(shape)
         noise.append(jax.vmap(lambda key: deform.smooth_noise(keys.stream(key, "clouds"), shape, knots))(own_keys))
-        grey = jnp.clip(grey + drawn.clouds_std * noise[1], 0, 1) if drawn.clouds_std else grey
+        if drawn.clouds:
+            table = jnp.asarray(drawn.clouds, jnp.float32)
+            at = jnp.linspace(SCORES[0], SCORES[-1], len(drawn.clouds))
+            grey = jnp.clip(grey + jnp.interp(noise[1], at, table), 0, 1)
     if drawn.grain:
         grey = jnp.clip(grey + grain_of(drawn.grain, grey, noise[0]), 0, 1)
     return jnp.stack([grey, maps[..., 1], *noise], axis=-1)

@@ -265,6 +265,14 @@ def test_clouds_are_smooth_noise_of_its_own_for_every_image():
         assert noise.std() == pytest.approx(1.0, rel=0.1)
         assert (noise[:, 1:] * noise[:, :-1]).mean() == pytest.approx(beside, abs=0.08)
     assert abs((clouds[1:] * clouds[:-1]).mean()) < 0.15 and abs((grain * clouds).mean()) < 0.05
+    # Laid on the masks before their grain, distributed as the table says.
+    words = {"gan.clouds_vox": 8.0, "model.noise_channel": True, "gan.levels": (0.4, 0.5), "gan.clouds": (-0.1, 0, 0.3)}
+    words |= {"gan.residual": True, "gan.grain": ((0.0, 0.0), (-0.02, 0.02))}
+    drawn = gan.build(make(**words)).drawn
+    x = np.asarray(gan_input.generator_input(drawn, ROOT[None], jnp.zeros((1, 32, 32, 2))), np.float64)
+    grey = 0.4 + np.interp(x[..., 3], [SCORES[0], 0, SCORES[-1]], [-0.1, 0, 0.3])
+    np.testing.assert_allclose(x[..., 0], grey + gan_input.grain_of(drawn.grain, grey, x[..., 2]), atol=1e-5)
+    assert np.ptp(grey) > 0.1
     plain = gan.build(make(**{"gan.clouds_vox": 8.0}))  # goes with the channel of noise
     assert gan_input.generator_input(plain.drawn, ROOT[None], jnp.zeros((1, 32, 32, 2))).shape[-1] == 2
 
@@ -349,6 +357,7 @@ def test_2d_and_3d_are_alike(shape):
         ("gan.grain", (0.1, 0.7), "gan.grain: expected rows of equally many numbers in -1..1"),
         ("gan.grain", ((0.1, 0.7),), "gan.grain: expected rows of equally many numbers in -1..1"),
         ("gan.grain", ((0.1, 1.7), (0.0, 0.1)), "gan.grain: expected rows of equally many numbers in -1..1"),
+        ("gan.clouds", (-0.1, 0.1), "gan.clouds are made of the noise of gan.clouds_vox"),
         ("gan.sigma", -1.0, "gan.sigma must lie in 0..100 voxels"),
         ("gan.critic_rate", -1.0, "gan.critic_rate must be at least 0"),
         ("gan.critic_shift", -1, "gan.critic_shift must be at least 0"),
@@ -370,3 +379,10 @@ def test_a_shift_leaves_the_critic_something_to_see():
     gan.build(make(**patch | {"gan.critic_shift": 1}))
     with pytest.raises(InputError, match=r"needs more than 16 voxels .* beside gan.critic_shift, got \(18, 18\) and 2"):
         gan.build(make(**patch | {"gan.critic_shift": 2}))
+
+
+def test_clouds_that_make_no_sense_are_named():
+    words = {"gan.clouds_vox": 8.0, "model.noise_channel": True}
+    for clouds in ((0.1,), (-0.1, 1.5)):
+        with pytest.raises(InputError, match=r"gan.clouds: expected two or more numbers in -1..1"):
+            gan.build(make(**words | {"gan.clouds": clouds}))
