@@ -111,9 +111,7 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
         knots = (drawn.clouds_vox,) * len(shape)
         noise.append(jax.vmap(lambda key: deform.smooth_noise(keys.stream(key, "clouds"), shape, knots))(own_keys))
         if drawn.clouds:
-            table = jnp.asarray(drawn.clouds, jnp.float32)
-            at = jnp.linspace(SCORES[0], SCORES[-1], len(drawn.clouds))
-            grey = jnp.clip(grey + jnp.interp(noise[1], at, table), 0, 1)
+            grey = jnp.clip(grey + grain_of((drawn.clouds,) * 2, grey, noise[1]), 0, 1)  # the same at all grey values
     if drawn.grain:
         grey = jnp.clip(grey + grain_of(drawn.grain, grey, noise[0]), 0, 1)
     return jnp.stack([grey, maps[..., 1], *noise], axis=-1)
