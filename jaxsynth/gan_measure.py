@@ -22,7 +22,7 @@ GREYS = np.linspace(0, 1, 9)  # at which grain is measured
 def measure(
     config, opened: volumes.VolumeSet, scale: intensities.Intensity, labels_of: Callable | None
 ) -> tuple[tuple[float, ...], ...]:
-    """Fills in `levels`, `grain` and `clouds` of config.gan, where they are open and of use.
+    """Fills in `levels`, `grain`, its correlation and `clouds` of config.gan, where they are open and of use.
 
     Levels are, where the images have labels, those of `_of_masks` and `_of_sketches`, else the images' percentiles.
     Clouds are what masks with levels that are measured leave unexplained.
@@ -45,10 +45,13 @@ def measure(
     compared = labels_of is not None and levels_open
     count = len(opened.paths)
     indices = np.unique(np.linspace(0, count - 1, min(count, MOST_IMAGES)).round().astype(int))
-    curves, shown, clouds = [], [], []
+    curves, correlations, shown, clouds = [], [], [], []
     for index, image in zip(indices, volumes.each(volumes.subset(opened, indices)), strict=True):
         grey = (np.asarray(intensities.normalise(image, scale), np.float64) + 1) / 2
-        curves += [intensities.grain(grey, GREYS)] if grain_open else []
+        if grain_open:
+            curve, correlation = intensities.grain(grey, GREYS)
+            curves.append(curve)
+            correlations.append(correlation)
         if compared:
             labels = labels_of(index, image)
             if sketches:
@@ -60,6 +63,7 @@ def measure(
                 clouds.append(left)
     if grain_open and noise:
         own.grain = _at_all(np.array(curves))
+        own.grain_correlation = own.grain_correlation or _correlation(np.array(correlations))
     if levels_open:
         if not compared:
             background, *cells = ((level + 1) / 2 for level in scale.levels)
@@ -70,7 +74,7 @@ def measure(
             cloudy = not own.clouds and noise and own.clouds_vox > 0
             found = _of_masks(np.sum(shown, axis=0), cloudy)
             if cloudy:
-                own.clouds = tuple(round(float(x), 4) for x in np.mean(clouds, axis=0))
+                own.clouds = _table(_mean_rows(np.array(clouds)))
         if found is None:
             raise InputError(f"{own.image_labels}: no background or no cell in any label image: set gan.levels")
         own.levels = tuple(round(float(level), 4) for level in found)
@@ -111,7 +115,7 @@ def _of_sketches(shown: Sequence[tuple[float | None, np.ndarray]]) -> tuple[tupl
 def _moments(labels: np.ndarray, grey: np.ndarray, grain: Sequence, spacing_um, own) -> tuple[np.ndarray, np.ndarray]:
     """Sums over an image: of voxels, of its mask, blurred as it will be, its square, its product with the grey values,
     of these, and of their squares without the grain's. And how what the mask leaves of the image, blurred alike, is
-    distributed: its values at SCORES."""
+    distributed: its values at SCORES, outside of the organism and within [2, len(SCORES)]; NaN where nothing lies."""
     mask = unpaired.mask(labels, spacing_um, own.mask)
     soft, plain = (ndimage.gaussian_filter(x.astype(np.float64), own.sigma, mode="reflect") for x in (mask, grey))
     noise = 0.0  # of either part as at its mean
@@ -120,7 +124,10 @@ def _moments(labels: np.ndarray, grey: np.ndarray, grain: Sequence, spacing_um, 
     sums = [soft.size, soft.sum(), np.square(soft).sum(), (soft * grey).sum(), grey.sum()]
     sums = np.array([*sums, np.square(grey).sum() - noise])
     left = plain - _explained(sums) * soft
-    return sums, np.quantile(left - left.mean(), ndtr(SCORES))
+    left -= left.mean()  # not that of either part: outside it is darker
+    within = unpaired.distances(labels, spacing_um) > 0
+    parts = (left[~within], left[within])
+    return sums, np.array([np.quantile(x, ndtr(SCORES)) if x.size else np.full(len(SCORES), np.nan) for x in parts])
 
 
 def _explained(moments: np.ndarray) -> float:
@@ -154,12 +161,29 @@ def _variance(grain: Sequence, grey: float) -> float:
 
 
 def _at_all(found: np.ndarray) -> tuple[tuple[float, ...], ...]:
-    """The mean over images [images, len(GREYS), len(SCORES)] of grain, where none has such grey values as at the
-    nearest that some have; with a little more, as of none the generator could not learn any."""
+    """The mean over images [images, len(GREYS), len(SCORES)] of grain; with a little more, as of none the generator
+    could not learn any."""
+    return _table(_mean_rows(found) + LEAST_GRAIN * SCORES)
+
+
+def _correlation(found: np.ndarray) -> tuple[float, ...]:
+    """The mean over images [images, D] that have noise."""
+    known = found[np.isfinite(found).all(1)]
+    mean = known.mean(0) if len(known) else np.zeros(found.shape[1])
+    return tuple(round(float(x), 2) for x in mean)
+
+
+def _mean_rows(found: np.ndarray) -> np.ndarray:
+    """The mean over images [images, rows, len(SCORES)]; rows that none has, NaN, are as the nearest that some have."""
     known = np.isfinite(found[..., 0])
     some = np.flatnonzero(known.any(0))
     mean = np.zeros(found.shape[1:])
     for index in range(len(mean)) if some.size else ():
         nearest = some[np.abs(some - index).argmin()]
         mean[index] = found[known[:, nearest], nearest].mean(0)
-    return tuple(tuple(round(float(x), 4) for x in row) for row in np.clip(mean + LEAST_GRAIN * SCORES, -1, 1))
+    return mean
+
+
+def _table(rows: np.ndarray) -> tuple[tuple[float, ...], ...]:
+    """Rows as config.gan has them."""
+    return tuple(tuple(round(float(x), 4) for x in row) for row in np.clip(rows, -1, 1))

@@ -40,7 +40,7 @@ class Masks:
 
 def open_source(config, saved: dict | None, inherited: dict | None = None) -> Source:
     """Patches of real images and of masks, drawn independently of each other; fills in what is open: data.patch, and
-    gan.levels and gan.grain where they are of use.
+    what `gan_measure.measure` tells.
 
     A batch is "image" in [-1, 1] with its "image_position", "mask" in {0, 1} (sketches: in [0, 1]) with its "position"
     (paper 003, eq. 1), and where the critic is to see masks "image_mask": float32 [B, *patch, 1] each. Batch i depends
@@ -69,6 +69,8 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
     if own.critic_mask and not own.image_labels:
         raise InputError("gan.critic_mask: the critic sees the masks of real images, too: set gan.image_labels")
     train_set, val_set = train_start.open_images(config)
+    if len(own.grain_correlation) not in (0, train_set.ndim):
+        raise InputError(f"gan.grain_correlation: expected {train_set.ndim} numbers, got {own.grain_correlation}")
     known = train_source.known_intensity(config, train_set, saved or inherited)
     scale = known or intensities.fit(lambda: volumes.each(train_set), data.normalization)
     of_train, of_val = _label_files(config, train_set, val_set)

@@ -23,6 +23,8 @@ SAMPLE = 2**20  # voxels of one floating-point volume that enter the histogram
 TAIL = 1e-4  # fraction of voxels at either end that may be hot pixels
 SCORES = np.linspace(-2.5, 2.5, 11)  # of normal noise, at which grain is told
 FAR = 5.0  # standard deviations from the mean about a voxel, beyond which it is no grain
+MOST_CORRELATION = 0.7  # of noise in neighbouring voxels; no kernel of three weights makes more than 1 / sqrt(2)
+LEAST_CORRELATION = 0.1  # what is less is taken for none
 LEAST_VOXELS = 50  # that tell the grain at a grey value
 BACKGROUND = 0.8  # fraction of all voxels, the darkest, that tells the noise of the background
 
@@ -155,26 +157,33 @@ def denormalise(x, intensity: Intensity) -> np.ndarray:
     return (np.rint(x) if dtype.kind in "iu" else x).astype(dtype)
 
 
-def grain(image: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """How an image's white noise is distributed where it is as bright as each of `at`: its values at SCORES, those that
-    normal noise has at so many standard deviations; float [len(at), len(SCORES)] in units of the image [*S] of any
-    scale, NaN where fewer than LEAST_VOXELS are as bright.
+def grain(image: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How an image's noise is distributed where it is as bright as each of `at`, and how it correlates.
 
     Cameras that multiply electrons have a long upper tail, integers of few counts steps, and on an asinh scale the
     noise depends on the grey value. How strong it is is told by second differences along every axis in turn, which
     leave nearly nothing of what is smooth (Immerkaer 1996, there in 2D), and the median of their sizes, which leaves
-    out edges; how it is distributed, and how bright it is, by the mean of 5 x 5 voxels in the plane.
+    out edges; how it is distributed, and how bright it is, by the mean of 5 x 5 voxels in the plane. Scanned and
+    interpolated images have noise that correlates along an axis: that is told by second differences along the others,
+    which leave it as it is, and taken into account where its strength is told.
 
     Args:
+      image: [*S] of any scale.
       at: grey values, rising; a voxel counts for the nearest.
+
+    Returns:
+      Values at SCORES, those that normal noise has at so many standard deviations, float [len(at), len(SCORES)] in
+      units of the image, NaN where fewer than LEAST_VOXELS are as bright. The correlation of neighbours along each axis
+      [D], 0 or LEAST_CORRELATION to MOST_CORRELATION; NaN of an image without noise; 0 where there is one axis alone.
     """
     image = np.asarray(image, np.float32)
-    left = image
-    for axis in range(image.ndim):
-        if image.shape[axis] >= 3:
-            left = ndimage.convolve1d(left, np.array([-0.5, 1, -0.5]) / math.sqrt(1.5), axis=axis)
+    axes = [axis for axis, size in enumerate(image.shape) if size >= 3]
+    inner = tuple(slice(1, -1) if axis in axes else slice(None) for axis in range(image.ndim))  # differences are whole
+    correlation = np.zeros(image.ndim)
+    for axis in axes if len(axes) > 1 else ():
+        correlation[axis] = _neighbours(_differences(image, [other for other in axes if other != axis])[inner], axis)
+    left = _differences(image, axes) / math.sqrt(np.prod([_kept(x) for x in np.nan_to_num(correlation)]))
     local = ndimage.uniform_filter(image, (1,) * (image.ndim - 2) + (5, 5))
-    inner = tuple(slice(1, -1) if n >= 3 else slice(None) for n in image.shape)  # where all differences are whole
     left, away, local = left[inner], (image - local)[inner], local[inner]
     nearest = np.digitize(local, (at[1:] + at[:-1]) / 2)
     found = np.full((len(at), len(SCORES)), np.nan)
@@ -182,14 +191,49 @@ def grain(image: np.ndarray, at: np.ndarray) -> np.ndarray:
         own = nearest == index
         if own.sum() < LEAST_VOXELS:
             continue
-        sd = np.median(np.abs(left[own])) / 0.6745  # the median of a normal deviate's size
+        sd = _robust_sd(left[own])
         rest = away[own & (np.abs(away) <= FAR * sd)]  # farther ones are edges
         if rest.size < LEAST_VOXELS or not sd:
             row[:] = sd * SCORES
             continue
         rest = rest - rest.mean()
         row[:] = np.quantile(rest, ndtr(SCORES)) * (sd / rest.std())
-    return found
+    return found, correlation
+
+
+def smoothing(correlation: float) -> tuple[float, float]:
+    """The weights of a voxel and of either neighbour, whose sum over white noise has its variance, and this correlation
+    between neighbours, 0 to MOST_CORRELATION."""
+    beside = (1 - math.sqrt(1 - 2 * correlation**2)) / (2 * correlation) if correlation else 0.0
+    whole = math.sqrt(1 + 2 * beside**2)
+    return 1 / whole, beside / whole
+
+
+def _differences(image: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+    """Second differences along axes in turn, such that white noise keeps its variance."""
+    for axis in axes:
+        image = ndimage.convolve1d(image, np.array([-0.5, 1, -0.5]) / math.sqrt(1.5), axis=axis)
+    return image
+
+
+def _kept(correlation: float) -> float:
+    """The share of its variance that noise keeps in `_differences` along an axis; 1 of white noise."""
+    return 1 - (4 * correlation - smoothing(correlation)[1] ** 2) / 3  # the last is the correlation over two voxels
+
+
+def _robust_sd(noise: np.ndarray) -> float:
+    return float(np.median(np.abs(noise))) / 0.6745  # the median of a normal deviate's size
+
+
+def _neighbours(noise: np.ndarray, axis: int) -> float:
+    """The correlation of neighbours along an axis, edges aside, within what `smoothing` takes; NaN without noise."""
+    first, second = (np.take(noise, range(start, noise.shape[axis] + start - 1), axis) for start in (0, 1))
+    far = FAR * _robust_sd(noise)
+    both = (np.abs(first) < far) & (np.abs(second) < far)
+    first, second = first[both], second[both]
+    whole = math.sqrt(np.square(first).sum() * np.square(second).sum())
+    found = (first * second).sum() / whole if whole else math.nan
+    return 0.0 if found < LEAST_CORRELATION else min(float(found), MOST_CORRELATION)
 
 
 def _histogram(volumes: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.dtype]:

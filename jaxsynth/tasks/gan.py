@@ -32,7 +32,7 @@ LOSSES = {
 # Keys of config.gan that checkpoints of earlier versions lack, and how those were trained.
 EARLIER = {"critic_norm": "", "residual": False, "levels": (), "grain": 0.0, "sigma": 0.0}
 EARLIER |= {"critic_mask": False, "critic_gain": 1.0, "critic_rate": 1.0, "clouds_vox": 0.0, "smooth": False}
-EARLIER |= {"critic_shift": 0, "clouds": ()}
+EARLIER |= {"critic_shift": 0, "clouds": (), "grain_correlation": ()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxsynth import keys
-from jaxsynth.data.intensity import SCORES
+from jaxsynth.data.intensity import MOST_CORRELATION, SCORES, smoothing
 from jaxsynth.diffusion import samplers
 from jaxsynth.errors import InputError
 from jaxsynth.sim import deform
@@ -26,8 +26,10 @@ class Drawn:
       noise_channel: whether there is a third channel, of noise.
       grain: what this noise adds to masks' grey values: a row for each of some, evenly from 0 to 1, of what it is where
         the noise is as `intensity.SCORES` (evenly between the same ends); (): nothing.
+      grain_correlation: of this noise in neighbours along each axis, 0 to `intensity.MOST_CORRELATION`; (): none.
       clouds_vox: over how many voxels the noise of a fourth one is smooth; 0: there is none.
-      clouds: what this noise adds to masks' grey values, as a row of `grain`; (): nothing.
+      clouds: what this noise adds to masks' grey values, as rows of `grain`: outside of the organism and within; ():
+        nothing.
     """
 
     background: float
@@ -35,8 +37,9 @@ class Drawn:
     sigma: float
     noise_channel: bool
     grain: tuple[tuple[float, ...], ...]
+    grain_correlation: tuple[float, ...]
     clouds_vox: float
-    clouds: tuple[float, ...]
+    clouds: tuple[tuple[float, ...], ...]
 
 
 def of_config(own: dict, noise_channel: bool) -> Drawn:
@@ -51,11 +54,19 @@ def of_config(own: dict, noise_channel: bool) -> Drawn:
         raise InputError(f"gan.clouds_vox must be at least 0, got {own['clouds_vox']}")
     if len(own["clouds"]) and not (own["clouds_vox"] and noise_channel):
         raise InputError("gan.clouds are made of the noise of gan.clouds_vox: set that and model.noise_channel, too")
-    if len(own["clouds"]) == 1 or not (np.abs(own["clouds"]) <= 1).all():
-        raise InputError(f"gan.clouds: expected two or more numbers in -1..1, or (); got {tuple(own['clouds'])}")
-    grain = np.asarray(own["grain"], np.float64)
-    if grain.size and not (grain.ndim == 2 and min(grain.shape) > 1 and (np.abs(grain) <= 1).all()):
-        raise InputError("gan.grain: expected rows of equally many numbers in -1..1, two or more of either, or ()")
+    for name, rows, word in (("grain", None, "rows"), ("clouds", 2, "two rows")):
+        try:
+            table = np.asarray(own[name], np.float64)
+        except ValueError:  # rows of several lengths
+            table = np.zeros(1)
+        shaped = table.ndim == 2 and min(table.shape) > 1 and rows in (None, len(table))
+        if table.size and not (shaped and (np.abs(table) <= 1).all()):
+            raise InputError(f"gan.{name}: expected {word} of equally many numbers in -1..1, two or more, or ()")
+    correlation = tuple(own["grain_correlation"])
+    if not all(0 <= x <= MOST_CORRELATION for x in correlation):
+        raise InputError(
+            f"gan.grain_correlation: expected 0..{MOST_CORRELATION} for each axis, or (); got {correlation}"
+        )
     background, *cells = levels_of(own)
     return Drawn(
         background=background,
@@ -63,8 +74,9 @@ def of_config(own: dict, noise_channel: bool) -> Drawn:
         sigma=own["sigma"],
         noise_channel=noise_channel,
         grain=tuple(map(tuple, own["grain"])),
+        grain_correlation=correlation,
         clouds_vox=own["clouds_vox"] if noise_channel else 0.0,
-        clouds=tuple(own["clouds"]),
+        clouds=tuple(map(tuple, own["clouds"])),
     )
 
 
@@ -102,16 +114,22 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
     grey = maps[..., 0]
     if drawn.contrast is not None:
         grey = drawn.background + drawn.contrast * grey
-    grey = blur(grey, (0.0,) + (drawn.sigma,) * (grey.ndim - 1))
+    sigmas = (0.0,) + (drawn.sigma,) * (grey.ndim - 1)
+    grey = blur(grey, sigmas)
     if not drawn.noise_channel:
         return maps.at[..., 0].set(grey)
     shape = maps.shape[1:-1]
     noise = [jax.vmap(lambda key: samplers.rows_of_noise(keys.stream(key, "noise"), 0, (*shape, 1))[..., 0])(own_keys)]
+    for axis, correlation in enumerate(drawn.grain_correlation, 1):
+        if correlation:  # around the end, so that the noise is the same everywhere
+            own, beside = smoothing(correlation)
+            noise[0] = own * noise[0] + beside * (jnp.roll(noise[0], 1, axis) + jnp.roll(noise[0], -1, axis))
     if drawn.clouds_vox:
         knots = (drawn.clouds_vox,) * len(shape)
         noise.append(jax.vmap(lambda key: deform.smooth_noise(keys.stream(key, "clouds"), shape, knots))(own_keys))
         if drawn.clouds:
-            grey = jnp.clip(grey + grain_of((drawn.clouds,) * 2, grey, noise[1]), 0, 1)  # the same at all grey values
+            within = blur((maps[..., 1] > 0).astype(grey.dtype), sigmas)
+            grey = jnp.clip(grey + grain_of(drawn.clouds, within, noise[1]), 0, 1)
     if drawn.grain:
         grey = jnp.clip(grey + grain_of(drawn.grain, grey, noise[0]), 0, 1)
     return jnp.stack([grey, maps[..., 1], *noise], axis=-1)
@@ -119,7 +137,7 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
 
 def grain_of(grain: tuple[tuple[float, ...], ...], grey: jax.Array, noise: jax.Array) -> jax.Array:
     """Normal noise made into the grain of grey values in [0, 1], float [...] each; `grain` as in `Drawn`, with straight
-    lines between, and none stronger than at its ends."""
+    lines between, and none stronger than at its ends. Into clouds: of how far within the organism voxels are."""
     table = jnp.asarray(grain, jnp.float32)
     (rows, columns), last = table.shape, float(SCORES[-1])
     places = (jnp.clip(grey, 0, 1) * (rows - 1), (jnp.clip(noise, -last, last) / last + 1) / 2 * (columns - 1))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
+from jaxsynth.data import intensity as intensities
 from jaxsynth.data import volumes
 from jaxsynth.data.intensity import METHODS, SCORES, Intensity, denormalise, fit, grain, normalise
 from jaxsynth.errors import InputError
@@ -173,7 +174,7 @@ def test_grain_is_the_white_noise_whatever_is_smooth():
                     for k, n in enumerate(shape))  # fmt: skip
         smooth = 200 * np.sin(ramps / 60)
         smooth[..., 20:30, 20:30] += 1000
-        spread = [np.polyfit(SCORES, grain(x, np.zeros(1))[0], 1)[0] for x in (smooth + noise, smooth)]
+        spread = [np.polyfit(SCORES, grain(x, np.zeros(1))[0][0], 1)[0] for x in (smooth + noise, smooth)]
         assert spread[0] == pytest.approx(3, rel=0.2) and abs(spread[1]) < 0.15
 
 
@@ -182,19 +183,41 @@ def test_grain_is_told_apart_by_grey_value():
     for shape in ((128, 128), (24, 48, 48)):
         image = np.where(np.arange(shape[-1]) < shape[-1] // 2, 100.0, 200.0) * np.ones(shape)
         image += rng.normal(0, 1, shape) * np.where(image < 150, 8, 2)
-        found = grain(image, np.array([0.0, 100.0, 200.0, 300.0]))
+        found, correlation = grain(image, np.array([0.0, 100.0, 200.0, 300.0]))
         inner = slice(2, -2)  # the ends of the distribution are told by few
         for row, sd in ((1, 8), (2, 2)):
             np.testing.assert_allclose(found[row, inner], sd * SCORES[inner], atol=0.25 * sd)
-        assert np.isnan(found[[0, 3]]).all()
+        assert np.isnan(found[[0, 3]]).all() and (correlation < 0.03).all()
 
 
 def test_grain_is_as_skewed_as_the_noise():
     noise = np.random.default_rng(0).exponential(5, (400, 400)) - 5
-    found = grain(100 + noise, np.array([100.0]))[0]
+    found = grain(100 + noise, np.array([100.0]))[0][0]
     wanted = -5 * np.log(1 - ndtr(SCORES)) - 5
     np.testing.assert_allclose(found[2:], wanted[2:], rtol=0.3, atol=1)
     assert found[0] > -8 and found[-1] > 15 and (np.diff(found) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "given"),
+    [((256, 256), (0.0, 0.6)), ((256, 256), (0.3, 0.7)), ((32, 64, 64), (0.5, 0.0, 0.2)), ((1, 2, 9999), (0, 0, 0))],
+)
+def test_correlated_grain_is_told_by_strength_and_correlation(shape, given):
+    """As the generator makes it, on what is smooth and beside an edge."""
+    noise = np.random.default_rng(0).normal(size=shape)
+    for axis, correlation in enumerate(given):
+        own, beside = intensities.smoothing(correlation)
+        noise = own * noise + beside * (np.roll(noise, 1, axis) + np.roll(noise, -1, axis))
+    image = 100 + 40 * np.sin(np.arange(shape[-1]) / 20) + 200 * (np.arange(shape[-1]) > 30)
+    found, correlation = grain(image + 3 * noise, np.array([200.0]))
+    np.testing.assert_allclose(correlation, given, atol=0.06)
+    assert np.polyfit(SCORES[2:-2], found[0, 2:-2], 1)[0] == pytest.approx(3 * noise.std(), rel=0.15)
+    assert noise.std() == pytest.approx(1, rel=0.05)
+
+
+def test_an_image_without_noise_tells_no_correlation():
+    found, correlation = grain(np.ones((64, 64)), np.array([0.0, 1.0]))
+    assert np.isnan(correlation).all() and (found[1] == 0).all()
 
 
 def test_intensity_survives_json(cells):

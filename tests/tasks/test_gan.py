@@ -257,6 +257,19 @@ def test_masks_have_the_grain_of_their_grey_value():
     assert float((x[..., 0] - maps[..., 0])[0, :, 40:].min()) >= -0.02  # no dark side there
 
 
+def test_grain_correlates_as_it_is_told_to():
+    words = {"model.noise_channel": True, "gan.grain_correlation": (0.6, 0.0)}
+    drawn = gan.build(make(**words)).drawn
+    noise = np.asarray(gan_input.generator_input(drawn, jax.random.split(ROOT, 20), jnp.zeros((20, 64, 64, 2))))[..., 2]
+    assert noise.std() == pytest.approx(1, rel=0.02)
+    for axis, wanted in ((1, 0.6), (2, 0.0)):
+        beside = np.roll(noise, 1, axis)
+        assert (noise * beside).mean() == pytest.approx(wanted, abs=0.02)
+    assert noise[:, [0, -1]].std() == pytest.approx(1, rel=0.05)  # also at the ends
+    with pytest.raises(InputError, match=r"gan.grain_correlation: expected 0..0.7 for each axis"):
+        gan.build(make(**words | {"gan.grain_correlation": (0.9, 0.0)}))
+
+
 def test_clouds_are_smooth_noise_of_its_own_for_every_image():
     parts = gan.build(make(**{"gan.clouds_vox": 8.0, "model.noise_channel": True}))
     x = np.asarray(gan_input.generator_input(parts.drawn, jax.random.split(ROOT, 40), jnp.zeros((40, 32, 32, 2))))
@@ -266,13 +279,16 @@ def test_clouds_are_smooth_noise_of_its_own_for_every_image():
         assert (noise[:, 1:] * noise[:, :-1]).mean() == pytest.approx(beside, abs=0.08)
     assert abs((clouds[1:] * clouds[:-1]).mean()) < 0.15 and abs((grain * clouds).mean()) < 0.05
     # Laid on the masks before their grain, distributed as the table says.
-    words = {"gan.clouds_vox": 8.0, "model.noise_channel": True, "gan.levels": (0.4, 0.5), "gan.clouds": (-0.1, 0, 0.3)}
+    rows = ((-0.3, -0.2, -0.1), (-0.1, 0, 0.3))  # outside of the organism and within
+    words = {"gan.clouds_vox": 8.0, "model.noise_channel": True, "gan.levels": (0.4, 0.5), "gan.clouds": rows}
     words |= {"gan.residual": True, "gan.grain": ((0.0, 0.0), (-0.02, 0.02))}
     drawn = gan.build(make(**words)).drawn
-    x = np.asarray(gan_input.generator_input(drawn, ROOT[None], jnp.zeros((1, 32, 32, 2))), np.float64)
-    grey = 0.4 + np.interp(x[..., 3], [SCORES[0], 0, SCORES[-1]], [-0.1, 0, 0.3])
-    np.testing.assert_allclose(x[..., 0], grey + gan_input.grain_of(drawn.grain, grey, x[..., 2]), atol=1e-5)
-    assert np.ptp(grey) > 0.1
+    maps = np.stack(np.broadcast_arrays(0.0, np.where(np.arange(32) < 16, -0.01, 0.3)[:, None], np.zeros((1, 32))), -1)
+    x = np.asarray(gan_input.generator_input(drawn, ROOT[None], jnp.asarray(maps[None, ..., :2], jnp.float32)))[0]
+    for part, row in zip(x.astype(np.float64).reshape(2, 16, 32, 4), rows, strict=True):
+        grey = 0.4 + np.interp(part[..., 3], [SCORES[0], 0, SCORES[-1]], row)
+        np.testing.assert_allclose(part[..., 0], grey + gan_input.grain_of(drawn.grain, grey, part[..., 2]), atol=1e-5)
+        assert np.ptp(grey) > 0.05
     plain = gan.build(make(**{"gan.clouds_vox": 8.0}))  # goes with the channel of noise
     assert gan_input.generator_input(plain.drawn, ROOT[None], jnp.zeros((1, 32, 32, 2))).shape[-1] == 2
 
@@ -357,7 +373,7 @@ def test_2d_and_3d_are_alike(shape):
         ("gan.grain", (0.1, 0.7), "gan.grain: expected rows of equally many numbers in -1..1"),
         ("gan.grain", ((0.1, 0.7),), "gan.grain: expected rows of equally many numbers in -1..1"),
         ("gan.grain", ((0.1, 1.7), (0.0, 0.1)), "gan.grain: expected rows of equally many numbers in -1..1"),
-        ("gan.clouds", (-0.1, 0.1), "gan.clouds are made of the noise of gan.clouds_vox"),
+        ("gan.clouds", ((-0.1, 0.1), (-0.1, 0.1)), "gan.clouds are made of the noise of gan.clouds_vox"),
         ("gan.sigma", -1.0, "gan.sigma must lie in 0..100 voxels"),
         ("gan.critic_rate", -1.0, "gan.critic_rate must be at least 0"),
         ("gan.critic_shift", -1, "gan.critic_shift must be at least 0"),
@@ -383,6 +399,7 @@ def test_a_shift_leaves_the_critic_something_to_see():
 
 def test_clouds_that_make_no_sense_are_named():
     words = {"gan.clouds_vox": 8.0, "model.noise_channel": True}
-    for clouds in ((0.1,), (-0.1, 1.5)):
-        with pytest.raises(InputError, match=r"gan.clouds: expected two or more numbers in -1..1"):
+    good = (-0.1, 0.1)
+    for clouds in (good, (good,), (good,) * 3, ((0.1,), (0.1,)), (good, (-0.1, 1.5)), (good, (0.1,))):
+        with pytest.raises(InputError, match=r"gan.clouds: expected two rows of equally many numbers in -1..1"):
             gan.build(make(**words | {"gan.clouds": clouds}))
