@@ -12,10 +12,12 @@ from jaxsynth.data import unpaired, volumes
 from jaxsynth.data.intensity import SCORES
 from jaxsynth.errors import InputError
 from jaxsynth.sim.brightness import ranked
+from jaxsynth.tasks.gan_input import MOST_LEVEL
 
 MOST_IMAGES = 64  # that are read for it, evenly over the set
 QUANTILES = 17  # that tell how bright the cells of an image are
 LEAST_GRAIN = 1e-3  # standard deviation, in [0, 1]
+CLOUDS_FINEST = 1 / 8  # of gan.clouds_vox: standard deviation of the blur that takes out what is finer than clouds
 GREYS = np.linspace(0, 1, 9)  # at which grain is measured
 
 
@@ -45,39 +47,41 @@ def measure(
     compared = labels_of is not None and levels_open
     count = len(opened.paths)
     indices = np.unique(np.linspace(0, count - 1, min(count, MOST_IMAGES)).round().astype(int))
-    curves, correlations, shown, clouds = [], [], [], []
-    for index, image in zip(indices, volumes.each(volumes.subset(opened, indices)), strict=True):
-        grey = (np.asarray(intensities.normalise(image, scale), np.float64) + 1) / 2
+
+    def greys():
+        for index, image in zip(indices, volumes.each(volumes.subset(opened, indices)), strict=True):
+            labels = labels_of(index, image) if compared else None
+            yield (np.asarray(intensities.normalise(image, scale), np.float64) + 1) / 2, labels
+
+    curves, correlations, shown = [], [], []
+    for grey, labels in greys():
         if grain_open:
             curve, correlation = intensities.grain(grey, GREYS)
             curves.append(curve)
             correlations.append(correlation)
-        if compared:
-            labels = labels_of(index, image)
-            if sketches:
-                shown.append(_cells(labels, grey))
-            else:  # of residual generators
-                grain = _at_all(np.array(curves[-1:])) if grain_open else own.grain
-                moments, left = _moments(labels, grey, grain, opened.spacing_um, own)
-                shown.append(moments)
-                clouds.append(left)
+        if compared and sketches:
+            shown.append(_cells(labels, grey))
+        elif compared:  # of residual generators
+            grain = _at_all(np.array(curves[-1:])) if grain_open else own.grain
+            shown.append(_moments(labels, grey, grain, opened.spacing_um, own))
     if grain_open and noise:
         own.grain = _at_all(np.array(curves))
         own.grain_correlation = own.grain_correlation or _correlation(np.array(correlations))
     if levels_open:
+        cloudy = compared and not sketches and noise and own.clouds_vox > 0
         if not compared:
             background, *cells = ((level + 1) / 2 for level in scale.levels)
             found = (background, *(cells if sketches else [np.mean(cells)]))
         elif sketches:
             found, brightness = _of_sketches(shown)
         else:
-            cloudy = not own.clouds and noise and own.clouds_vox > 0
             found = _of_masks(np.sum(shown, axis=0), cloudy)
-            if cloudy:
-                own.clouds = _table(_mean_rows(np.array(clouds)))
         if found is None:
             raise InputError(f"{own.image_labels}: no background or no cell in any label image: set gan.levels")
         own.levels = tuple(round(float(level), 4) for level in found)
+        if cloudy and not own.clouds:
+            left = [_left(labels, grey, opened.spacing_um, own) for grey, labels in greys()]
+            own.clouds = _table(_mean_rows(np.array(left)))
     return brightness
 
 
@@ -112,44 +116,54 @@ def _of_sketches(shown: Sequence[tuple[float | None, np.ndarray]]) -> tuple[tupl
     return (np.mean(backgrounds), low, high), tuple(tuple(round(float(x), 4) for x in row) for row in tables)
 
 
-def _moments(labels: np.ndarray, grey: np.ndarray, grain: Sequence, spacing_um, own) -> tuple[np.ndarray, np.ndarray]:
-    """Sums over an image: of voxels, of its mask, blurred as it will be, its square, its product with the grey values,
-    of these, and of their squares without the grain's. And how what the mask leaves of the image, blurred alike, is
-    distributed: its values at SCORES, outside of the organism and within [2, len(SCORES)]; NaN where nothing lies."""
-    mask = unpaired.mask(labels, spacing_um, own.mask)
-    soft, plain = (ndimage.gaussian_filter(x.astype(np.float64), own.sigma, mode="reflect") for x in (mask, grey))
-    noise = 0.0  # of either part as at its mean
-    for part in (grey[mask == 0], grey[mask > 0]):
-        noise += part.size * _variance(grain, part.mean()) if part.size else 0.0
-    sums = [soft.size, soft.sum(), np.square(soft).sum(), (soft * grey).sum(), grey.sum()]
-    sums = np.array([*sums, np.square(grey).sum() - noise])
-    left = plain - _explained(sums) * soft
-    left -= left.mean()  # not that of either part: outside it is darker
-    within = unpaired.distances(labels, spacing_um) > 0
+def _moments(labels: np.ndarray, grey: np.ndarray, grain: Sequence, spacing_um, own) -> np.ndarray:
+    """Sums outside of the organism and within, [2, 6]: of voxels, of the mask, blurred as it will be, its square, its
+    product with the grey values, of these, and of their squares without the grain's."""
+    mask, soft, within = _drawn(labels, spacing_um, own)
+    noise = np.zeros(grey.shape)  # the grain's variance, of either part of the mask as at its mean
+    for part in (mask == 0, mask > 0):
+        noise[part] = _variance(grain, grey[part].mean()) if part.any() else 0.0
+    terms = [np.ones(grey.shape), soft, np.square(soft), soft * grey, grey, np.square(grey) - noise]
+    return np.array([[term[part].sum() for term in terms] for part in (~within, within)])
+
+
+def _left(labels: np.ndarray, grey: np.ndarray, spacing_um, own) -> np.ndarray:
+    """What masks at own.levels leave of an image, without what is too fine for clouds: how it is distributed outside of
+    the organism and within, its values at SCORES [2, len(SCORES)]; NaN where nothing lies."""
+    background, cells = own.levels
+    _, soft, within = _drawn(labels, spacing_um, own)
+    left = ndimage.gaussian_filter(grey - background - (cells - background) * soft, CLOUDS_FINEST * own.clouds_vox)
     parts = (left[~within], left[within])
-    return sums, np.array([np.quantile(x, ndtr(SCORES)) if x.size else np.full(len(SCORES), np.nan) for x in parts])
+    return np.array([np.quantile(part, ndtr(SCORES)) if part.size else np.full(len(SCORES), np.nan) for part in parts])
 
 
-def _explained(moments: np.ndarray) -> float:
-    """The contrast of a blurred mask that explains the image best; at least 0."""
-    soft_mean, soft_square, product, mean = moments[1:5] / moments[0]
-    spread = soft_square - soft_mean**2
-    return max((product - soft_mean * mean) / spread, 0.0) if spread > 0 else 0.0
+def _drawn(labels: np.ndarray, spacing_um, own) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The mask, uint8; the same blurred as it will be; and what is within the organism, bool; [*S] each."""
+    mask, distances = unpaired.of_labels(labels, spacing_um, own.mask)
+    return mask, ndimage.gaussian_filter(mask.astype(np.float64), own.sigma, mode="reflect"), distances > 0
 
 
 def _of_masks(moments: np.ndarray, cloudy: bool) -> tuple | None:
-    """The grey values with which blurred masks, with clouds, have the images' mean and spread, grain aside.
+    """The grey values with which blurred masks have the images' mean and, grain aside, spread.
 
-    With clouds they are those that explain the images best, without them those that have all the spread, as masks do
-    not tell all.
+    With clouds they are those that explain the images best outside of the organism and within, which clouds then tell
+    apart; without them those that have all the spread, as masks do not tell all.
+
+    Args:
+      moments: as `_moments`, of all images.
     """
-    soft_mean, soft_square, _, mean, square = moments[1:] / moments[0]
-    soft_spread, spread = soft_square - soft_mean**2, square - mean**2
+    count, *sums = moments.sum(0)
+    soft_mean, soft_square, _, mean, square = np.array(sums) / count
+    soft_spread = soft_square - soft_mean**2
     if soft_spread <= 0:
         return None
-    contrast = _explained(moments) if cloudy else math.sqrt(max(spread, 0) / soft_spread)
-    background = mean - contrast * soft_mean
-    return tuple(np.clip((background, background + contrast), 0, 1))
+    contrast = math.sqrt(max(square - mean**2, 0) / soft_spread)
+    if cloudy:
+        own, soft, soft_squares, products, greys, _ = moments[moments[:, 0] > 0].T
+        spread, common = (soft_squares - soft**2 / own).sum(), (products - soft * greys / own).sum()
+        contrast = max(common / spread, 0.0) if spread > 0 else 0.0
+    background = float(np.clip(mean - contrast * soft_mean, 0, 1))
+    return background, min(background + contrast, MOST_LEVEL)
 
 
 def _variance(grain: Sequence, grey: float) -> float:
@@ -168,9 +182,8 @@ def _at_all(found: np.ndarray) -> tuple[tuple[float, ...], ...]:
 
 def _correlation(found: np.ndarray) -> tuple[float, ...]:
     """The mean over images [images, D] that have noise."""
-    known = found[np.isfinite(found).all(1)]
-    mean = known.mean(0) if len(known) else np.zeros(found.shape[1])
-    return tuple(round(float(x), 2) for x in mean)
+    columns = [column[np.isfinite(column)] for column in found.T]
+    return tuple(round(float(column.mean()), 2) if column.size else 0.0 for column in columns)
 
 
 def _mean_rows(found: np.ndarray) -> np.ndarray:

@@ -60,8 +60,8 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
         if not 0 < own[name] < math.inf:
             raise InputError(f"gan.{name}: expected a positive number of voxels, got {own[name]}")
     gan.build(config)  # says what makes no sense before minutes of reading
-    if own.grain and not config.model.noise_channel:
-        raise InputError("gan.grain is made of the noise of model.noise_channel: set that, too")
+    if (own.grain or own.grain_correlation) and not config.model.noise_channel:
+        raise InputError("gan.grain and its correlation are of the noise of model.noise_channel: set that, too")
     if own.labels and (own.shape or own.spacing_um):
         raise InputError("gan.shape and gan.spacing_um are those of specimens: they go with gan.recipe, not gan.labels")
     if bool(own.labels) == bool(own.recipe):

@@ -24,7 +24,8 @@ TAIL = 1e-4  # fraction of voxels at either end that may be hot pixels
 SCORES = np.linspace(-2.5, 2.5, 11)  # of normal noise, at which grain is told
 FAR = 5.0  # standard deviations from the mean about a voxel, beyond which it is no grain
 MOST_CORRELATION = 0.7  # of noise in neighbouring voxels; no kernel of three weights makes more than 1 / sqrt(2)
-LEAST_CORRELATION = 0.1  # what is less is taken for none
+LEAST_CORRELATION = 0.1  # more than along the axis with the least; what is less is taken for none
+LEAST_EDGE = 8  # voxels of an axis along which correlation is told
 LEAST_VOXELS = 50  # that tell the grain at a grey value
 BACKGROUND = 0.8  # fraction of all voxels, the darkest, that tells the noise of the background
 
@@ -164,8 +165,9 @@ def grain(image: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     noise depends on the grey value. How strong it is is told by second differences along every axis in turn, which
     leave nearly nothing of what is smooth (Immerkaer 1996, there in 2D), and the median of their sizes, which leaves
     out edges; how it is distributed, and how bright it is, by the mean of 5 x 5 voxels in the plane. Scanned and
-    interpolated images have noise that correlates along an axis: that is told by second differences along the others,
-    which leave it as it is, and taken into account where its strength is told.
+    interpolated images have noise that correlates along an axis: that is told by fourth differences along the others,
+    which leave it as it is, and taken into account where its strength is told. What correlates along all axes alike is
+    texture that optics blurred.
 
     Args:
       image: [*S] of any scale.
@@ -174,14 +176,12 @@ def grain(image: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
       Values at SCORES, those that normal noise has at so many standard deviations, float [len(at), len(SCORES)] in
       units of the image, NaN where fewer than LEAST_VOXELS are as bright. The correlation of neighbours along each axis
-      [D], 0 or LEAST_CORRELATION to MOST_CORRELATION; NaN of an image without noise; 0 where there is one axis alone.
+      [D], 0 or LEAST_CORRELATION to MOST_CORRELATION; NaN of an image without noise.
     """
     image = np.asarray(image, np.float32)
     axes = [axis for axis, size in enumerate(image.shape) if size >= 3]
     inner = tuple(slice(1, -1) if axis in axes else slice(None) for axis in range(image.ndim))  # differences are whole
-    correlation = np.zeros(image.ndim)
-    for axis in axes if len(axes) > 1 else ():
-        correlation[axis] = _neighbours(_differences(image, [other for other in axes if other != axis])[inner], axis)
+    correlation = _correlation(image)
     left = _differences(image, axes) / math.sqrt(np.prod([_kept(x) for x in np.nan_to_num(correlation)]))
     local = ndimage.uniform_filter(image, (1,) * (image.ndim - 2) + (5, 5))
     left, away, local = left[inner], (image - local)[inner], local[inner]
@@ -225,15 +225,27 @@ def _robust_sd(noise: np.ndarray) -> float:
     return float(np.median(np.abs(noise))) / 0.6745  # the median of a normal deviate's size
 
 
+def _correlation(image: np.ndarray) -> np.ndarray:
+    """Of noise, see `grain`; 0 along axes of less than LEAST_EDGE voxels, and where there is one other at most."""
+    axes = [axis for axis, size in enumerate(image.shape) if size >= LEAST_EDGE]
+    inner = tuple(slice(2, -2) if axis in axes else slice(None) for axis in range(image.ndim))
+    found = np.zeros(image.ndim)
+    if len(axes) > 1:
+        for axis in axes:
+            others = [other for other in axes if other != axis]
+            found[axis] = _neighbours(_differences(image, others * 2)[inner], axis)
+        found[axes] = np.where(found[axes] - found[axes].min() < LEAST_CORRELATION, 0 * found[axes], found[axes])
+    return np.minimum(found, MOST_CORRELATION)
+
+
 def _neighbours(noise: np.ndarray, axis: int) -> float:
-    """The correlation of neighbours along an axis, edges aside, within what `smoothing` takes; NaN without noise."""
+    """The correlation of neighbours along an axis, edges aside, at least 0; NaN without noise."""
     first, second = (np.take(noise, range(start, noise.shape[axis] + start - 1), axis) for start in (0, 1))
     far = FAR * _robust_sd(noise)
     both = (np.abs(first) < far) & (np.abs(second) < far)
     first, second = first[both], second[both]
     whole = math.sqrt(np.square(first).sum() * np.square(second).sum())
-    found = (first * second).sum() / whole if whole else math.nan
-    return 0.0 if found < LEAST_CORRELATION else min(float(found), MOST_CORRELATION)
+    return max(float((first * second).sum() / whole), 0.0) if whole else math.nan
 
 
 def _histogram(volumes: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.dtype]:

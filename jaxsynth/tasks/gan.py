@@ -87,6 +87,8 @@ def build(config: ConfigDict) -> Parts:
         if own["residual"]:
             raise InputError("a residual GAN of an earlier version, whose shortcut was another: train it again")
         own["grain"] = ()
+    if own["clouds"] and isinstance(own["clouds"][0], float | int):  # of an earlier version, alike everywhere
+        own["clouds"] = (own["clouds"],) * 2
     if own["loss"] not in LOSSES:
         raise InputError(f"unknown gan.loss {own['loss']!r}: expected one of {', '.join(LOSSES)}")
     least = {"identity": 0, "critic_gain": 0, "critic_rate": 0, "critic_shift": 0, "r1": 0, "r1_every": 1}

@@ -14,6 +14,8 @@ from jaxsynth.errors import InputError
 from jaxsynth.sim import deform
 from jaxsynth.sim.sketch import LEVELS, blur
 
+MOST_LEVEL = 4.0  # grey value of masks' cells, where grey values end at 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
@@ -55,18 +57,13 @@ def of_config(own: dict, noise_channel: bool) -> Drawn:
     if len(own["clouds"]) and not (own["clouds_vox"] and noise_channel):
         raise InputError("gan.clouds are made of the noise of gan.clouds_vox: set that and model.noise_channel, too")
     for name, rows, word in (("grain", None, "rows"), ("clouds", 2, "two rows")):
-        try:
-            table = np.asarray(own[name], np.float64)
-        except ValueError:  # rows of several lengths
-            table = np.zeros(1)
+        table = _numbers(own[name])
         shaped = table.ndim == 2 and min(table.shape) > 1 and rows in (None, len(table))
-        if table.size and not (shaped and (np.abs(table) <= 1).all()):
+        if len(own[name]) and not (shaped and (np.abs(table) <= 1).all()):
             raise InputError(f"gan.{name}: expected {word} of equally many numbers in -1..1, two or more, or ()")
-    correlation = tuple(own["grain_correlation"])
-    if not all(0 <= x <= MOST_CORRELATION for x in correlation):
-        raise InputError(
-            f"gan.grain_correlation: expected 0..{MOST_CORRELATION} for each axis, or (); got {correlation}"
-        )
+    correlation = _numbers(own["grain_correlation"])
+    if correlation.ndim != 1 or not ((correlation >= 0) & (correlation <= MOST_CORRELATION)).all():
+        raise InputError(f"gan.grain_correlation: expected 0..{MOST_CORRELATION} for each axis, or ()")
     background, *cells = levels_of(own)
     return Drawn(
         background=background,
@@ -74,22 +71,32 @@ def of_config(own: dict, noise_channel: bool) -> Drawn:
         sigma=own["sigma"],
         noise_channel=noise_channel,
         grain=tuple(map(tuple, own["grain"])),
-        grain_correlation=correlation,
+        grain_correlation=tuple(correlation.tolist()),
         clouds_vox=own["clouds_vox"] if noise_channel else 0.0,
         clouds=tuple(map(tuple, own["clouds"])),
     )
 
 
+def _numbers(given) -> np.ndarray:
+    """As an array; NaN where these are no numbers, or rows of several lengths."""
+    try:
+        return np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        return np.full(1, np.nan)
+
+
 def levels_of(own: dict | ConfigDict) -> tuple[float, ...]:
     """The grey values in [0, 1] of config.gan: of background and cells; of sketches' background, dim and bright cells.
+    Of masks' cells up to MOST_LEVEL, as what is thin and blurred comes to less.
 
     Raises:
       InputError: there are more or fewer, or they are no grey values.
     """
     names = ("background", "dim cells", "bright cells") if own["mask"] == "sketch" else ("background", "cells")
     levels = tuple(own["levels"]) or ((0.0, 0.25, 1.0) if len(names) == 3 else (0.0, 1.0))
-    if len(levels) != len(names) or not all(0 <= level <= 1 for level in levels):
-        raise InputError(f"gan.levels: expected grey values in 0..1 of {', '.join(names)}, or (); got {levels}")
+    most = 1 if own["mask"] == "sketch" else MOST_LEVEL
+    if len(levels) != len(names) or not (0 <= levels[0] <= 1 and all(0 <= level <= most for level in levels)):
+        raise InputError(f"gan.levels: expected grey values of {', '.join(names)} in 0..1, or (); got {levels}")
     return levels
 
 
@@ -115,7 +122,7 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
     if drawn.contrast is not None:
         grey = drawn.background + drawn.contrast * grey
     sigmas = (0.0,) + (drawn.sigma,) * (grey.ndim - 1)
-    grey = blur(grey, sigmas)
+    grey = jnp.clip(blur(grey, sigmas), 0, 1)
     if not drawn.noise_channel:
         return maps.at[..., 0].set(grey)
     shape = maps.shape[1:-1]

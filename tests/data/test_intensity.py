@@ -12,6 +12,7 @@ from jaxsynth.data import intensity as intensities
 from jaxsynth.data import volumes
 from jaxsynth.data.intensity import METHODS, SCORES, Intensity, denormalise, fit, grain, normalise
 from jaxsynth.errors import InputError
+from jaxsynth.sim import microscope
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +201,7 @@ def test_grain_is_as_skewed_as_the_noise():
 
 @pytest.mark.parametrize(
     ("shape", "given"),
-    [((256, 256), (0.0, 0.6)), ((256, 256), (0.3, 0.7)), ((32, 64, 64), (0.5, 0.0, 0.2)), ((1, 2, 9999), (0, 0, 0))],
+    [((256, 256), (0.0, 0.6)), ((256, 256), (0.7, 0.0)), ((32, 64, 64), (0.5, 0.0, 0.2)), ((1, 2, 9999), (0, 0, 0))],
 )
 def test_correlated_grain_is_told_by_strength_and_correlation(shape, given):
     """As the generator makes it, on what is smooth and beside an edge."""
@@ -213,6 +214,18 @@ def test_correlated_grain_is_told_by_strength_and_correlation(shape, given):
     np.testing.assert_allclose(correlation, given, atol=0.06)
     assert np.polyfit(SCORES[2:-2], found[0, 2:-2], 1)[0] == pytest.approx(3 * noise.std(), rel=0.15)
     assert noise.std() == pytest.approx(1, rel=0.05)
+
+
+@pytest.mark.parametrize("spacing", [(0.3, 0.3), (0.6, 0.3, 0.3)])
+def test_texture_behind_a_microscope_is_no_correlated_noise(spacing):
+    """Photons are white; what optics blurred is alike along the axes."""
+    shape = (24, 96, 96)[-len(spacing) :] if len(spacing) == 3 else (256, 256)
+    labels = jnp.zeros(shape, jnp.int32).at[..., 20:80, 20:80].set(1)
+    first, second = jax.random.split(jax.random.key(0))
+    light = microscope.light(first, labels, jnp.array([0.0, 1.0]), spacing, grain_um=1.2, contrast=0.3, nucleoli=0.5)
+    image = np.asarray(microscope.image(second, light, spacing, photons=1000.0))
+    grey = (np.asarray(normalise(image, fit(lambda: [image], "asinh")), np.float64) + 1) / 2
+    assert (grain(grey, np.linspace(0, 1, 9))[1] == 0).all()
 
 
 def test_an_image_without_noise_tells_no_correlation():

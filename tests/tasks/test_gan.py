@@ -266,8 +266,9 @@ def test_grain_correlates_as_it_is_told_to():
         beside = np.roll(noise, 1, axis)
         assert (noise * beside).mean() == pytest.approx(wanted, abs=0.02)
     assert noise[:, [0, -1]].std() == pytest.approx(1, rel=0.05)  # also at the ends
-    with pytest.raises(InputError, match=r"gan.grain_correlation: expected 0..0.7 for each axis"):
-        gan.build(make(**words | {"gan.grain_correlation": (0.9, 0.0)}))
+    for wrong in ((0.9, 0.0), (-0.1, 0.0), ("a", "b"), ((0.1,), (0.1,))):
+        with pytest.raises(InputError, match=r"gan.grain_correlation: expected 0..0.7 for each axis"):
+            gan.build(make(**words | {"gan.grain_correlation": wrong}))
 
 
 def test_clouds_are_smooth_noise_of_its_own_for_every_image():
@@ -282,13 +283,16 @@ def test_clouds_are_smooth_noise_of_its_own_for_every_image():
     rows = ((-0.3, -0.2, -0.1), (-0.1, 0, 0.3))  # outside of the organism and within
     words = {"gan.clouds_vox": 8.0, "model.noise_channel": True, "gan.levels": (0.4, 0.5), "gan.clouds": rows}
     words |= {"gan.residual": True, "gan.grain": ((0.0, 0.0), (-0.02, 0.02))}
-    drawn = gan.build(make(**words)).drawn
-    maps = np.stack(np.broadcast_arrays(0.0, np.where(np.arange(32) < 16, -0.01, 0.3)[:, None], np.zeros((1, 32))), -1)
-    x = np.asarray(gan_input.generator_input(drawn, ROOT[None], jnp.asarray(maps[None, ..., :2], jnp.float32)))[0]
-    for part, row in zip(x.astype(np.float64).reshape(2, 16, 32, 4), rows, strict=True):
-        grey = 0.4 + np.interp(part[..., 3], [SCORES[0], 0, SCORES[-1]], row)
-        np.testing.assert_allclose(part[..., 0], grey + gan_input.grain_of(drawn.grain, grey, part[..., 2]), atol=1e-5)
-        assert np.ptp(grey) > 0.05
+    position = np.where(np.arange(32) < 16, -0.01, 0.3)[:, None] * np.ones((1, 32))
+    for sigma in (0.0, 1.5):
+        drawn = gan.build(make(**words | {"gan.sigma": sigma})).drawn
+        maps = jnp.asarray(np.stack([0 * position, position], -1)[None], jnp.float32)
+        x = np.asarray(gan_input.generator_input(drawn, ROOT[None], maps))[0].astype(np.float64)
+        out, within = (np.interp(x[..., 3], [SCORES[0], 0, SCORES[-1]], row) for row in rows)
+        share = ndimage.gaussian_filter((position > 0).astype(float), sigma, mode="reflect")
+        grey = 0.4 + out + share * (within - out)
+        np.testing.assert_allclose(x[..., 0], grey + gan_input.grain_of(drawn.grain, grey, x[..., 2]), atol=1e-5)
+        assert np.ptp(grey) > 0.2
     plain = gan.build(make(**{"gan.clouds_vox": 8.0}))  # goes with the channel of noise
     assert gan_input.generator_input(plain.drawn, ROOT[None], jnp.zeros((1, 32, 32, 2))).shape[-1] == 2
 
@@ -368,8 +372,8 @@ def test_2d_and_3d_are_alike(shape):
     [
         ("gan.loss", "wasserstein", "unknown gan.loss"),
         ("gan.identity", -1.0, "gan.identity must be at least 0"),
-        ("gan.levels", (0.2, 1.5), "gan.levels: expected grey values in 0..1 of background, cells"),
-        ("gan.levels", (0.2, 0.3, 0.4), "gan.levels: expected grey values in 0..1 of background, cells"),
+        ("gan.levels", (1.5, 0.2), "gan.levels: expected grey values of background, cells in 0..1"),
+        ("gan.levels", (0.2, 0.3, 0.4), "gan.levels: expected grey values of background, cells in 0..1"),
         ("gan.grain", (0.1, 0.7), "gan.grain: expected rows of equally many numbers in -1..1"),
         ("gan.grain", ((0.1, 0.7),), "gan.grain: expected rows of equally many numbers in -1..1"),
         ("gan.grain", ((0.1, 1.7), (0.0, 0.1)), "gan.grain: expected rows of equally many numbers in -1..1"),
@@ -400,6 +404,10 @@ def test_a_shift_leaves_the_critic_something_to_see():
 def test_clouds_that_make_no_sense_are_named():
     words = {"gan.clouds_vox": 8.0, "model.noise_channel": True}
     good = (-0.1, 0.1)
-    for clouds in (good, (good,), (good,) * 3, ((0.1,), (0.1,)), (good, (-0.1, 1.5)), (good, (0.1,))):
+    for clouds in ((0.1,), (good,), (good,) * 3, ((), ()), ((0.1,), (0.1,)), (good, (-0.1, 1.5)), (good, (0.1,))):
         with pytest.raises(InputError, match=r"gan.clouds: expected two rows of equally many numbers in -1..1"):
             gan.build(make(**words | {"gan.clouds": clouds}))
+    with pytest.raises(InputError, match=r"gan.grain: expected rows of equally many numbers"):
+        gan.build(make(**words | {"gan.grain": ((), ())}))
+    flat, rows = (gan.build(make(**words | {"gan.clouds": clouds})).drawn for clouds in (good, (good,) * 2))
+    assert flat == rows  # of an earlier version
