@@ -4,8 +4,9 @@
 
 The forms are chosen by time, see docs/performance.md. XLA's stride-2 convolutions have slow gradients in 3D, so halving
 is written as a stride-1 convolution of size 2 on 2 x 2 (x 2) cells. On CPU, where 3D convolutions are several times
-slower than 2D ones and arithmetic is what takes the time, size 3 goes to Winograd's algorithm on 2D slabs.
-Doubling, which as a transposed convolution is slower still, is one of size 2 too.
+slower than 2D ones and arithmetic is what takes the time, size 3 goes to Winograd's algorithm on 2D slabs, or, where
+that does not pay, to a 2D convolution of planes. Doubling, which as a transposed convolution is slower still, is one of
+size 2 too.
 """
 
 import itertools
@@ -27,11 +28,13 @@ def same_conv(x: jax.Array, kernel: jax.Array, direct: bool = False) -> jax.Arra
     """
     if kernel.shape[0] == 1:
         return x @ kernel.reshape(kernel.shape[-2:])
+    if direct or not on_cpu():
+        return _convolve(x, kernel, "SAME")
     operations = 2 * x.size * math.prod(kernel.shape[:-2]) * kernel.shape[-1]
-    if kernel.shape[0] == 3 and on_cpu() and not direct and operations >= LEAST_OPERATIONS:
+    if kernel.shape[0] == 3 and operations >= LEAST_OPERATIONS:
         # In float32 whatever comes: a CPU computes nothing faster in less, and Winograd's sums need the digits.
         return winograd.same_conv(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
-    return _convolve(x, kernel, "SAME")
+    return _plane_by_plane(x, kernel) if x.ndim == 5 else _convolve(x, kernel, "SAME")
 
 
 def down_conv(x: jax.Array, kernel: jax.Array, direct: bool = False) -> jax.Array:
@@ -102,6 +105,15 @@ def _convolve(x: jax.Array, kernel: jax.Array, padding: str | list) -> jax.Array
     space = "ZYX"[-(x.ndim - 2) :]
     numbers = (f"N{space}C", f"{space}IO", f"N{space}C")
     return lax.conv_general_dilated(x, kernel, (1,) * len(space), padding, dimension_numbers=numbers)
+
+
+def _plane_by_plane(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A 3D convolution with zeros outside as a 2D one of every plane, with those about it as its channels."""
+    size, depth = kernel.shape[0], x.shape[1]
+    padded = jnp.pad(x, [(0, 0), (size // 2, size // 2), *[(0, 0)] * 3])
+    about = jnp.concatenate([padded[:, i : i + depth] for i in range(size)], -1)
+    taps = jnp.moveaxis(kernel, 0, 2).reshape(size, size, -1, kernel.shape[-1])
+    return _convolve(about.reshape(-1, *about.shape[2:]), taps, "SAME").reshape(*x.shape[:-1], -1)
 
 
 def _sum_over_shifts(x: jax.Array, kernel: jax.Array) -> jax.Array:

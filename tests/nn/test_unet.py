@@ -264,14 +264,15 @@ def test_gradients_of_a_wide_convolution_of_size_3():
 
 
 def test_the_network_takes_the_fast_form_where_it_pays():
-    """Large convolutions on a CPU become slabs, small and shared ones stay whole."""
+    """Large convolutions on a CPU become slabs, small and shared ones stay whole, but in 3D small ones become 2D."""
 
-    def kernels(size, **options):
-        x, kernel = jnp.zeros((1, size, size, 64)), jnp.zeros((3, 3, 64, 64))
+    def kernels(*space, **options):
+        x, kernel = jnp.zeros((1, *space, 64)), jnp.zeros((*(3,) * len(space), 64, 64))
         text = jax.jit(lambda x, k: same_conv(x, k, **options)).lower(x, kernel).as_text()
-        return text.count("stablehlo.convolution")
+        return text.count("stablehlo.convolution"), text.count("[b, 0, 1, 2, f]x")
 
-    assert kernels(64) == 6 and kernels(8) == 1 and kernels(64, direct=True) == 1
+    assert kernels(64, 64) == (6, 0) and kernels(8, 8) == kernels(64, 64, direct=True) == (1, 0)
+    assert kernels(2, 8, 8) == (1, 0) and kernels(2, 8, 8, direct=True) == (1, 1) and kernels(8, 64, 64) == (6, 0)
 
 
 def test_a_convolution_keeps_the_type_it_is_given():
