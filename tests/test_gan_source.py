@@ -367,7 +367,7 @@ def test_a_residual_generators_masks_get_the_grey_values_of_the_images(files):
 @pytest.mark.parametrize("files", [2], indirect=True)
 def test_real_grain_correlates_along_x_or_not_at_all(files, real_data):
     """HeLa's rows are interpolated, the stem cells' are not."""
-    own = {"gan.residual": True, "gan.mask": "cells", "model.noise_channel": True, "data.val_fraction": 0.0}
+    own = {"gan.residual": True, "gan.image_labels": "", "model.noise_channel": True, "data.val_fraction": 0.0}
     for name, wanted in (("hela", (0.0, 0.6)), ("gowt1", (0.0, 0.0))):
         config = configure(files, **own | {"data.path": str(sorted((real_data / name / "images").iterdir())[0])})
         gan_source.open_source(config, None)
