@@ -12,7 +12,6 @@ from jaxsynth.data import unpaired, volumes
 from jaxsynth.data.intensity import SCORES
 from jaxsynth.errors import InputError
 from jaxsynth.sim.brightness import ranked
-from jaxsynth.tasks.gan_input import MOST_LEVEL
 
 MOST_IMAGES = 64  # that are read for it, evenly over the set
 QUANTILES = 17  # that tell how bright the cells of an image are
@@ -163,7 +162,7 @@ def _of_masks(moments: np.ndarray, cloudy: bool) -> tuple | None:
         spread, common = (soft_squares - soft**2 / own).sum(), (products - soft * greys / own).sum()
         contrast = max(common / spread, 0.0) if spread > 0 else 0.0
     background = float(np.clip(mean - contrast * soft_mean, 0, 1))
-    return background, min(background + contrast, MOST_LEVEL)
+    return background, min(background + contrast, unpaired.MOST_LEVEL)
 
 
 def _variance(grain: Sequence, grey: float) -> float:

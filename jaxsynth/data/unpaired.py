@@ -25,6 +25,7 @@ from jaxsynth.sim import brightness, distance, membranes, views
 FARTHEST_VOX = 6e4  # float16 ends at 65504
 SMOOTH_VOX = 2.0  # voxels along x
 LEAST_PART = 0.1  # of the largest
+MOST_LEVEL = 4.0  # grey value of masks' cells before they are blurred, where grey values end at 1
 # name -> (specimen, spacing_um) -> [*S], what of labels the generator sees: a mask, or cells of which sketches are made
 MASKS: dict[str, Callable] = {
     "boundary": views.walls,

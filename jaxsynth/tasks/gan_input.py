@@ -9,12 +9,11 @@ from ml_collections import ConfigDict
 
 from jaxsynth import keys
 from jaxsynth.data.intensity import MOST_CORRELATION, SCORES, smoothing
+from jaxsynth.data.unpaired import MOST_LEVEL
 from jaxsynth.diffusion import samplers
 from jaxsynth.errors import InputError
 from jaxsynth.sim import deform
 from jaxsynth.sim.sketch import LEVELS, blur
-
-MOST_LEVEL = 4.0  # grey value of masks' cells, where grey values end at 1
 
 
 @dataclasses.dataclass(frozen=True)
