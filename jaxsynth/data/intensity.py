@@ -226,7 +226,7 @@ def _robust_sd(noise: np.ndarray) -> float:
 
 
 def _correlation(image: np.ndarray) -> np.ndarray:
-    """Of noise, see `grain`; 0 along axes of less than LEAST_EDGE voxels, and where there is one other at most."""
+    """Of noise, see `grain`; 0 along axes of less than LEAST_EDGE voxels, and where there is no other such axis."""
     axes = [axis for axis, size in enumerate(image.shape) if size >= LEAST_EDGE]
     inner = tuple(slice(2, -2) if axis in axes else slice(None) for axis in range(image.ndim))
     found = np.zeros(image.ndim)
