@@ -378,6 +378,26 @@ def test_real_grain_correlates_along_x_or_not_at_all(files, real_data):
 
 
 @pytest.mark.parametrize("files", [2], indirect=True)
+def test_clouds_of_walls_are_told_beside_them(files, tmp_path):
+    """A wall that only the labels have leaves minus a wall, which no cell's inside has."""
+    rows, columns = np.indices((96, 96)) // 16
+    labels = 1 + 6 * rows + columns
+    soft = ndimage.gaussian_filter((unpaired.of_labels(labels, None, "boundary")[0] > 0).astype(float), 1.0)
+    image = 1000 + 2000 * soft * (rows > 1)  # no walls in the first two rows
+    for part, array in (("images", image), ("image_labels", labels)):
+        (tmp_path / part).mkdir()
+        volumes.write(tmp_path / part / "0.tif", array.round().astype(np.uint16))
+    own = {"data.path": str(tmp_path / "images"), "gan.image_labels": str(tmp_path / "image_labels"), "gan.sigma": 1.0}
+    own |= {"gan.mask": "boundary", "gan.residual": True, "gan.clouds_vox": 4.0, "model.noise_channel": True}
+    config = configure(files, **own | {"data.normalization": "minmax_shifted"})
+    gan_source.open_source(config, None)
+    background, walls = config.gan.levels
+    inside = np.array(config.gan.clouds[1])
+    assert walls - background > 0.3
+    assert inside.min() > -0.1 and inside.max() < 0.1  # up to what of a wall ends there
+
+
+@pytest.mark.parametrize("files", [2], indirect=True)
 def test_clouds_are_what_masks_leave_unexplained(files, tmp_path):
     """With noise for them; without, cells' contrast stands for all that images vary. Outside it is darker."""
     labels = np.where(ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(128, 128)), 4) > 0.02, 7, 0)
