@@ -94,7 +94,7 @@ def get_config() -> ConfigDict:
     c.gan.grain_correlation = ()  # of grain in neighbours along each axis, 0 to 0.7; (): the images', with the grain
     c.gan.sigma = 0.0  # blur of masks, voxels
     c.gan.clouds_vox = 0.0  # beside model.noise_channel one of noise that is smooth over so many voxels; 0: none
-    c.gan.clouds = ()  # what it adds to masks, outside and within, see tasks/gan_input.py; (): what these leave open
+    c.gan.clouds = ()  # what it adds outside, within and on masks, see tasks/gan_input.py; (): what these leave open
     c.gan.critic_features = 64  # channels of the critic's first level; 64 is the published width
     c.gan.critic_norm = ""  # as model.norm, which is the generator's; "": the same
     c.gan.critic_mask = False  # whether the critic sees masks; for gan.labels that are as gan.image_labels, not others

@@ -16,7 +16,6 @@ from jaxsynth.sim.brightness import ranked
 MOST_IMAGES = 64  # that are read for it, evenly over the set
 QUANTILES = 17  # that tell how bright the cells of an image are
 LEAST_GRAIN = 1e-3  # standard deviation, in [0, 1]
-NO_WALL = 0.1  # a blurred wall with less is none
 CLOUDS_FINEST = 1 / 8  # of gan.clouds_vox: standard deviation of the blur that takes out what is finer than clouds
 GREYS = np.linspace(0, 1, 9)  # at which grain is measured
 
@@ -129,16 +128,16 @@ def _moments(labels: np.ndarray, grey: np.ndarray, grain: Sequence, spacing_um, 
 
 def _left(labels: np.ndarray, grey: np.ndarray, spacing_um, own) -> np.ndarray:
     """What masks at own.levels leave of an image, without what is too fine for clouds: how it is distributed outside of
-    the organism and within, its values at SCORES [2, len(SCORES)]; NaN where nothing lies.
+    the organism, within it beside masks and on them, its values at SCORES [3, len(SCORES)]; NaN where nothing lies.
 
-    Of walls, thin as they are, it tells what lies beside them: where one is labelled that the image has not, what is
-    left is minus a wall, and laid on insides as clouds would be black.
+    On masks it is not as beside them: where a wall is labelled that the image has not, it is minus a wall, which on a
+    cell's inside would be a black hole.
     """
     background, cells = own.levels
     _, soft, within = _drawn(labels, spacing_um, own)
     left = ndimage.gaussian_filter(grey - background - (cells - background) * soft, CLOUDS_FINEST * own.clouds_vox)
-    beside = soft < NO_WALL if own.mask == "boundary" else np.ones(left.shape, bool)
-    parts = [left[part & beside] if (part & beside).any() else left[part] for part in (~within, within)]
+    shown = unpaired.presence(soft, own.sigma)
+    parts = (left[~within], left[within & (shown < 1 / 4)], left[within & (shown > 3 / 4)])
     return np.array([np.quantile(part, ndtr(SCORES)) if part.size else np.full(len(SCORES), np.nan) for part in parts])
 
 

@@ -5,6 +5,7 @@ position map (paper 003, eq. 1) is made of the distances where a patch is cut.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -66,6 +67,15 @@ class Held:
     distances: jax.Array
     masks: jax.Array | None
     shapes: tuple[tuple[int, ...], ...] = struct.field(pytree_node=False)
+
+
+def presence(soft, sigma: float):
+    """How far voxels belong to a mask, 0 to 1, of the mask blurred by sigma voxels: 1 where it has as much as in the
+    middle of a wall of two voxels. Arrays of NumPy or jax."""
+    reach = math.ceil(4 * sigma)
+    weights = np.exp(-0.5 * np.square(np.arange(-reach, reach + 1) / (sigma or 1)))
+    middle = weights[reach : reach + 2].sum() / weights.sum()
+    return (soft / middle).clip(0, 1)
 
 
 def of_labels(labels: np.ndarray, spacing_um: Sequence[float] | None, kind: str) -> tuple[np.ndarray, np.ndarray]:

@@ -88,7 +88,9 @@ def build(config: ConfigDict) -> Parts:
             raise InputError("a residual GAN of an earlier version, whose shortcut was another: train it again")
         own["grain"] = ()
     if own["clouds"] and isinstance(own["clouds"][0], float | int):  # of an earlier version, alike everywhere
-        own["clouds"] = (own["clouds"],) * 2
+        own["clouds"] = (own["clouds"],) * 3
+    if len(own["clouds"]) == 2:  # of an earlier version, on masks as beside them
+        own["clouds"] = (*own["clouds"], own["clouds"][1])
     if own["loss"] not in LOSSES:
         raise InputError(f"unknown gan.loss {own['loss']!r}: expected one of {', '.join(LOSSES)}")
     least = {"identity": 0, "critic_gain": 0, "critic_rate": 0, "critic_shift": 0, "r1": 0, "r1_every": 1}

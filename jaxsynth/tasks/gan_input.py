@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxsynth import keys
 from jaxsynth.data.intensity import MOST_CORRELATION, SCORES, smoothing
-from jaxsynth.data.unpaired import MOST_LEVEL
+from jaxsynth.data.unpaired import MOST_LEVEL, presence
 from jaxsynth.diffusion import samplers
 from jaxsynth.errors import InputError
 from jaxsynth.sim import deform
@@ -29,8 +29,8 @@ class Drawn:
         the noise is as `intensity.SCORES` (evenly between the same ends); (): nothing.
       grain_correlation: of this noise in neighbours along each axis, 0 to `intensity.MOST_CORRELATION`; (): none.
       clouds_vox: over how many voxels the noise of a fourth one is smooth; 0: there is none.
-      clouds: what this noise adds to masks' grey values, as rows of `grain`: outside of the organism and within; ():
-        nothing.
+      clouds: what this noise adds to masks' grey values, as rows of `grain`: outside of the organism, within it beside
+        masks, and on masks, where these are no sketches; (): nothing.
     """
 
     background: float
@@ -55,7 +55,7 @@ def of_config(own: dict, noise_channel: bool) -> Drawn:
         raise InputError(f"gan.clouds_vox must be at least 0, got {own['clouds_vox']}")
     if len(own["clouds"]) and not (own["clouds_vox"] and noise_channel):
         raise InputError("gan.clouds are made of the noise of gan.clouds_vox: set that and model.noise_channel, too")
-    for name, rows, word in (("grain", None, "rows"), ("clouds", 2, "two rows")):
+    for name, rows, word in (("grain", None, "rows"), ("clouds", 3, "three rows")):
         table = _numbers(own[name])
         shaped = table.ndim == 2 and min(table.shape) > 1 and rows in (None, len(table))
         if len(own[name]) and not (shaped and (np.abs(table) <= 1).all()):
@@ -117,13 +117,11 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
     Args:
       own_keys: of the images, [B].
     """
-    grey = maps[..., 0]
-    if drawn.contrast is not None:
-        grey = drawn.background + drawn.contrast * grey
-    sigmas = (0.0,) + (drawn.sigma,) * (grey.ndim - 1)
-    grey = jnp.clip(blur(grey, sigmas), 0, 1)
+    sigmas = (0.0,) + (drawn.sigma,) * (maps.ndim - 2)
+    soft = blur(maps[..., 0], sigmas)
+    grey = soft if drawn.contrast is None else drawn.background + drawn.contrast * soft
     if not drawn.noise_channel:
-        return maps.at[..., 0].set(grey)
+        return maps.at[..., 0].set(jnp.clip(grey, 0, 1))
     shape = maps.shape[1:-1]
     noise = [jax.vmap(lambda key: samplers.rows_of_noise(keys.stream(key, "noise"), 0, (*shape, 1))[..., 0])(own_keys)]
     for axis, correlation in enumerate(drawn.grain_correlation, 1):
@@ -135,7 +133,9 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
         noise.append(jax.vmap(lambda key: deform.smooth_noise(keys.stream(key, "clouds"), shape, knots))(own_keys))
         if drawn.clouds:
             within = blur((maps[..., 1] > 0).astype(grey.dtype), sigmas)
-            grey = jnp.clip(grey + grain_of(drawn.clouds, within, noise[1]), 0, 1)
+            shown = 0 if drawn.contrast is None else presence(soft, drawn.sigma)
+            grey += grain_of(drawn.clouds, within * (1 + shown) / 2, noise[1])
+    grey = jnp.clip(grey, 0, 1)
     if drawn.grain:
         grey = jnp.clip(grey + grain_of(drawn.grain, grey, noise[0]), 0, 1)
     return jnp.stack([grey, maps[..., 1], *noise], axis=-1)
@@ -143,7 +143,8 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
 
 def grain_of(grain: tuple[tuple[float, ...], ...], grey: jax.Array, noise: jax.Array) -> jax.Array:
     """Normal noise made into the grain of grey values in [0, 1], float [...] each; `grain` as in `Drawn`, with straight
-    lines between, and none stronger than at its ends. Into clouds: of how far within the organism voxels are."""
+    lines between, and none stronger than at its ends. Into clouds: of 0 outside of the organism, 1/2 within, 1 on
+    masks."""
     table = jnp.asarray(grain, jnp.float32)
     (rows, columns), last = table.shape, float(SCORES[-1])
     places = (jnp.clip(grey, 0, 1) * (rows - 1), (jnp.clip(noise, -last, last) / last + 1) / 2 * (columns - 1))

@@ -280,17 +280,20 @@ def test_clouds_are_smooth_noise_of_its_own_for_every_image():
         assert (noise[:, 1:] * noise[:, :-1]).mean() == pytest.approx(beside, abs=0.08)
     assert abs((clouds[1:] * clouds[:-1]).mean()) < 0.15 and abs((grain * clouds).mean()) < 0.05
     # Laid on the masks before their grain, distributed as the table says.
-    rows = ((-0.3, -0.2, -0.1), (-0.1, 0, 0.3))  # outside of the organism and within
-    words = {"gan.clouds_vox": 8.0, "model.noise_channel": True, "gan.levels": (0.4, 0.5), "gan.clouds": rows}
+    rows = ((-0.3, -0.2, -0.1), (-0.1, 0, 0.3), (0.1, 0.2, 0.4))  # outside of the organism, within, on masks
+    words = {"gan.clouds_vox": 8.0, "model.noise_channel": True, "gan.levels": (0.4, 0.4), "gan.clouds": rows}
     words |= {"gan.residual": True, "gan.grain": ((0.0, 0.0), (-0.02, 0.02))}
     position = np.where(np.arange(32) < 16, -0.01, 0.3)[:, None] * np.ones((1, 32))
+    mask = np.where((np.arange(32) >= 23) & (np.arange(32) < 25), 1.0, 0.0)[:, None] * np.ones((1, 32))
     for sigma in (0.0, 1.5):
         drawn = gan.build(make(**words | {"gan.sigma": sigma})).drawn
-        maps = jnp.asarray(np.stack([0 * position, position], -1)[None], jnp.float32)
+        maps = jnp.asarray(np.stack([mask, position], -1)[None], jnp.float32)
         x = np.asarray(gan_input.generator_input(drawn, ROOT[None], maps))[0].astype(np.float64)
-        out, within = (np.interp(x[..., 3], [SCORES[0], 0, SCORES[-1]], row) for row in rows)
-        share = ndimage.gaussian_filter((position > 0).astype(float), sigma, mode="reflect")
-        grey = 0.4 + out + share * (within - out)
+        out, within, on = (np.interp(x[..., 3], [SCORES[0], 0, SCORES[-1]], row) for row in rows)
+        share, soft = (ndimage.gaussian_filter(y, sigma, mode="reflect") for y in ((position > 0).astype(float), mask))
+        middle = soft[23, 0]  # of a wall of two voxels
+        share *= (1 + soft / middle) / 2
+        grey = 0.4 + np.where(share < 0.5, out + 2 * share * (within - out), within + (2 * share - 1) * (on - within))
         np.testing.assert_allclose(x[..., 0], grey + gan_input.grain_of(drawn.grain, grey, x[..., 2]), atol=1e-5)
         assert np.ptp(grey) > 0.2
     plain = gan.build(make(**{"gan.clouds_vox": 8.0}))  # goes with the channel of noise
@@ -377,7 +380,7 @@ def test_2d_and_3d_are_alike(shape):
         ("gan.grain", (0.1, 0.7), "gan.grain: expected rows of equally many numbers in -1..1"),
         ("gan.grain", ((0.1, 0.7),), "gan.grain: expected rows of equally many numbers in -1..1"),
         ("gan.grain", ((0.1, 1.7), (0.0, 0.1)), "gan.grain: expected rows of equally many numbers in -1..1"),
-        ("gan.clouds", ((-0.1, 0.1), (-0.1, 0.1)), "gan.clouds are made of the noise of gan.clouds_vox"),
+        ("gan.clouds", ((-0.1, 0.1), (-0.1, 0.1), (-0.1, 0.1)), "gan.clouds are made of the noise of gan.clouds_vox"),
         ("gan.sigma", -1.0, "gan.sigma must lie in 0..100 voxels"),
         ("gan.critic_rate", -1.0, "gan.critic_rate must be at least 0"),
         ("gan.critic_shift", -1, "gan.critic_shift must be at least 0"),
@@ -404,10 +407,20 @@ def test_a_shift_leaves_the_critic_something_to_see():
 def test_clouds_that_make_no_sense_are_named():
     words = {"gan.clouds_vox": 8.0, "model.noise_channel": True}
     good = (-0.1, 0.1)
-    for clouds in ((0.1,), (good,), (good,) * 3, ((), ()), ((0.1,), (0.1,)), (good, (-0.1, 1.5)), (good, (0.1,))):
-        with pytest.raises(InputError, match=r"gan.clouds: expected two rows of equally many numbers in -1..1"):
+    for clouds in (
+        (0.1,),
+        (good,),
+        (good,) * 4,
+        ((),) * 3,
+        ((0.1,),) * 3,
+        (good, good, (-0.1, 1.5)),
+        (good, good, (0.1,)),
+    ):
+        with pytest.raises(InputError, match=r"gan.clouds: expected three rows of equally many numbers in -1..1"):
             gan.build(make(**words | {"gan.clouds": clouds}))
     with pytest.raises(InputError, match=r"gan.grain: expected rows of equally many numbers"):
         gan.build(make(**words | {"gan.grain": ((), ())}))
-    flat, rows = (gan.build(make(**words | {"gan.clouds": clouds})).drawn for clouds in (good, (good,) * 2))
-    assert flat == rows  # of an earlier version
+    other = (-0.2, 0.3)
+    for earlier, now in ((good, (good,) * 3), ((good, other), (good, other, other))):  # of earlier versions
+        old, new = (gan.build(make(**words | {"gan.clouds": clouds})).drawn for clouds in (earlier, now))
+        assert old == new
