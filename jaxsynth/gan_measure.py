@@ -14,8 +14,10 @@ from jaxsynth.errors import InputError
 from jaxsynth.sim.brightness import ranked
 
 MOST_IMAGES = 64  # that are read for it, evenly over the set
+MEASURED = ("levels", "grain", "grain_correlation", "clouds")  # of config.gan
 QUANTILES = 17  # that tell how bright the cells of an image are
 LEAST_GRAIN = 1e-3  # standard deviation, in [0, 1]
+BESIDE = 1 / 4  # of what a blurred mask comes to: with less voxels lie beside it
 CLOUDS_FINEST = 1 / 8  # of gan.clouds_vox: standard deviation of the blur that takes out what is finer than clouds
 GREYS = np.linspace(0, 1, 9)  # at which grain is measured
 
@@ -128,17 +130,30 @@ def _moments(labels: np.ndarray, grey: np.ndarray, grain: Sequence, spacing_um, 
 
 def _left(labels: np.ndarray, grey: np.ndarray, spacing_um, own) -> np.ndarray:
     """What masks at own.levels leave of an image, without what is too fine for clouds: how it is distributed outside of
-    the organism, within it beside masks and on them, its values at SCORES [3, len(SCORES)]; NaN where nothing lies.
+    the organism, within it beside masks and on them, its values at SCORES [3, len(SCORES)]; NaN of hardly any voxels.
 
     On masks it is not as beside them: where a wall is labelled that the image has not, it is minus a wall, which on a
-    cell's inside would be a black hole.
+    cell's inside would be a black hole. So what is fine is taken out of each part on its own.
     """
     background, cells = own.levels
-    _, soft, within = _drawn(labels, spacing_um, own)
-    left = ndimage.gaussian_filter(grey - background - (cells - background) * soft, CLOUDS_FINEST * own.clouds_vox)
-    shown = unpaired.presence(soft, own.sigma)
-    parts = (left[~within], left[within & (shown < 1 / 4)], left[within & (shown > 3 / 4)])
-    return np.array([np.quantile(part, ndtr(SCORES)) if part.size else np.full(len(SCORES), np.nan) for part in parts])
+    mask, soft, within = _drawn(labels, spacing_um, own)
+    left = grey - np.clip(background + (cells - background) * soft, 0, 1)
+    beside, on = within & (soft < BESIDE * unpaired.middle(own.mask, own.sigma)), within & (mask > 0)
+    found = np.full((3, len(SCORES)), np.nan)
+    for row, part in zip(found, (~within, *(part if _enough(part) else within for part in (beside, on))), strict=True):
+        if _enough(part):
+            row[:] = np.quantile(_smooth_within(left, part, CLOUDS_FINEST * own.clouds_vox), ndtr(SCORES))
+    return found
+
+
+def _enough(part: np.ndarray) -> bool:
+    return np.count_nonzero(part) >= intensities.LEAST_VOXELS
+
+
+def _smooth_within(values: np.ndarray, part: np.ndarray, sigma: float) -> np.ndarray:
+    """The means about the voxels of a part [*S] over those of it alone, weighted by a Gaussian: [N]."""
+    total, weight = (ndimage.gaussian_filter(x, sigma)[part] for x in (values * part, part.astype(np.float64)))
+    return total / weight
 
 
 def _drawn(labels: np.ndarray, spacing_um, own) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -75,7 +75,8 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
     scale = known or intensities.fit(lambda: volumes.each(train_set), data.normalization)
     of_train, of_val = _label_files(config, train_set, val_set)
     labels_of = of_train and (lambda index, image: _labels_of(config, of_train[index], image))
-    bright = gan_measure.measure(config, train_set, scale, labels_of)
+    _keep_measured(own, saved)
+    bright = gan_measure.measure(config, train_set, scale, labels_of) or scale.brightness
     if own.mask == "sketch":  # what `sample` and `simulate --checkpoint` draw is as bright, too
         scale = dataclasses.replace(scale, levels=gan_input.sketch_levels(own), brightness=bright)
     if own.recipe:
@@ -142,6 +143,18 @@ def _labels_of(config, file, image: np.ndarray) -> np.ndarray:
 def _batch(config, size: int) -> dict:
     names = (*IMAGE_PARTS[: 2 + config.gan.critic_mask], *PARTS)
     return {name: jax.ShapeDtypeStruct((size, *config.data.patch, 1), "float32") for name in names}
+
+
+def _keep_measured(own, saved: dict | None) -> None:
+    """Fills in what is open of config.gan and was measured when the run began, which goes on from there."""
+    before = saved["config"].get("gan", {}) if saved else {}
+    for name in gan_measure.MEASURED:
+        if not own[name] and isinstance(before.get(name), list):  # a number is of an earlier version
+            own[name] = _tuples(before[name])
+
+
+def _tuples(rows):
+    return tuple(map(_tuples, rows)) if isinstance(rows, list) else rows
 
 
 def _label_files(config, train_set, val_set) -> tuple[list | None, list | None]:

@@ -193,7 +193,7 @@ def grain(image: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             continue
         sd = _robust_sd(left[own])
         rest = away[own & (np.abs(away) <= FAR * sd)]  # farther ones are edges
-        if rest.size < LEAST_VOXELS or not rest.std():
+        if rest.size < LEAST_VOXELS or not np.ptp(rest):
             row[:] = sd * SCORES
             continue
         rest = rest - rest.mean()

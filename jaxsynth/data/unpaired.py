@@ -69,13 +69,14 @@ class Held:
     shapes: tuple[tuple[int, ...], ...] = struct.field(pytree_node=False)
 
 
-def presence(soft, sigma: float):
-    """How far voxels belong to a mask, 0 to 1, of the mask blurred by sigma voxels: 1 where it has as much as in the
-    middle of a wall of two voxels. Arrays of NumPy or jax."""
+def middle(kind: str, sigma: float) -> float:
+    """What a mask of MASKS, blurred by sigma voxels, comes to where it is all there: walls to what one of two voxels
+    has in its middle, as they are hardly wider; cells to 1."""
+    if kind != "boundary" or not sigma:
+        return 1.0
     reach = math.ceil(4 * sigma)
-    weights = np.exp(-0.5 * np.square(np.arange(-reach, reach + 1) / (sigma or 1)))
-    middle = weights[reach : reach + 2].sum() / weights.sum()
-    return (soft / middle).clip(0, 1)
+    weights = np.exp(-0.5 * np.square(np.arange(-reach, reach + 1) / sigma))
+    return float(weights[reach : reach + 2].sum() / weights.sum())
 
 
 def of_labels(labels: np.ndarray, spacing_um: Sequence[float] | None, kind: str) -> tuple[np.ndarray, np.ndarray]:

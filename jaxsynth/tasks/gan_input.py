@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxsynth import keys
 from jaxsynth.data.intensity import MOST_CORRELATION, SCORES, smoothing
-from jaxsynth.data.unpaired import MOST_LEVEL, presence
+from jaxsynth.data.unpaired import MOST_LEVEL, middle
 from jaxsynth.diffusion import samplers
 from jaxsynth.errors import InputError
 from jaxsynth.sim import deform
@@ -24,6 +24,7 @@ class Drawn:
       background: grey value in [0, 1] of the images' background.
       contrast: of masks' cells to it; None: masks are sketches, which have their grey values.
       sigma: blur of masks, voxels.
+      middle: what blurred masks come to where they are all there, see `unpaired.middle`.
       noise_channel: whether there is a third channel, of noise.
       grain: what this noise adds to masks' grey values: a row for each of some, evenly from 0 to 1, of what it is where
         the noise is as `intensity.SCORES` (evenly between the same ends); (): nothing.
@@ -36,6 +37,7 @@ class Drawn:
     background: float
     contrast: float | None
     sigma: float
+    middle: float
     noise_channel: bool
     grain: tuple[tuple[float, ...], ...]
     grain_correlation: tuple[float, ...]
@@ -68,6 +70,7 @@ def of_config(own: dict, noise_channel: bool) -> Drawn:
         background=background,
         contrast=None if own["mask"] == "sketch" else cells[0] - background,
         sigma=own["sigma"],
+        middle=middle(own["mask"], own["sigma"]),
         noise_channel=noise_channel,
         grain=tuple(map(tuple, own["grain"])),
         grain_correlation=tuple(correlation.tolist()),
@@ -119,9 +122,9 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
     """
     sigmas = (0.0,) + (drawn.sigma,) * (maps.ndim - 2)
     soft = blur(maps[..., 0], sigmas)
-    grey = soft if drawn.contrast is None else drawn.background + drawn.contrast * soft
+    grey = jnp.clip(soft if drawn.contrast is None else drawn.background + drawn.contrast * soft, 0, 1)
     if not drawn.noise_channel:
-        return maps.at[..., 0].set(jnp.clip(grey, 0, 1))
+        return maps.at[..., 0].set(grey)
     shape = maps.shape[1:-1]
     noise = [jax.vmap(lambda key: samplers.rows_of_noise(keys.stream(key, "noise"), 0, (*shape, 1))[..., 0])(own_keys)]
     for axis, correlation in enumerate(drawn.grain_correlation, 1):
@@ -133,9 +136,9 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
         noise.append(jax.vmap(lambda key: deform.smooth_noise(keys.stream(key, "clouds"), shape, knots))(own_keys))
         if drawn.clouds:
             within = blur((maps[..., 1] > 0).astype(grey.dtype), sigmas)
-            shown = 0 if drawn.contrast is None else presence(soft, drawn.sigma)
-            grey += grain_of(drawn.clouds, within * (1 + shown) / 2, noise[1])
-    grey = jnp.clip(grey, 0, 1)
+            on = 0.0 if drawn.contrast is None else jnp.clip(soft / drawn.middle, 0, 1)
+            outside, beside, masks = (grain_of((row, row), grey, noise[1]) for row in drawn.clouds)
+            grey = jnp.clip(grey + (1 - within) * outside + within * ((1 - on) * beside + on * masks), 0, 1)
     if drawn.grain:
         grey = jnp.clip(grey + grain_of(drawn.grain, grey, noise[0]), 0, 1)
     return jnp.stack([grey, maps[..., 1], *noise], axis=-1)
@@ -143,8 +146,7 @@ def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.A
 
 def grain_of(grain: tuple[tuple[float, ...], ...], grey: jax.Array, noise: jax.Array) -> jax.Array:
     """Normal noise made into the grain of grey values in [0, 1], float [...] each; `grain` as in `Drawn`, with straight
-    lines between, and none stronger than at its ends. Into clouds: of 0 outside of the organism, 1/2 within, 1 on
-    masks."""
+    lines between, and none stronger than at its ends."""
     table = jnp.asarray(grain, jnp.float32)
     (rows, columns), last = table.shape, float(SCORES[-1])
     places = (jnp.clip(grey, 0, 1) * (rows - 1), (jnp.clip(noise, -last, last) / last + 1) / 2 * (columns - 1))

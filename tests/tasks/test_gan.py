@@ -281,19 +281,19 @@ def test_clouds_are_smooth_noise_of_its_own_for_every_image():
     assert abs((clouds[1:] * clouds[:-1]).mean()) < 0.15 and abs((grain * clouds).mean()) < 0.05
     # Laid on the masks before their grain, distributed as the table says.
     rows = ((-0.3, -0.2, -0.1), (-0.1, 0, 0.3), (0.1, 0.2, 0.4))  # outside of the organism, within, on masks
-    words = {"gan.clouds_vox": 8.0, "model.noise_channel": True, "gan.levels": (0.4, 0.4), "gan.clouds": rows}
-    words |= {"gan.residual": True, "gan.grain": ((0.0, 0.0), (-0.02, 0.02))}
+    words = {"gan.clouds_vox": 8.0, "model.noise_channel": True, "gan.levels": (0.4, 0.45), "gan.mask": "boundary"}
+    words |= {"gan.clouds": rows, "gan.residual": True, "gan.grain": ((0.0, 0.0), (-0.02, 0.02))}
     position = np.where(np.arange(32) < 16, -0.01, 0.3)[:, None] * np.ones((1, 32))
-    mask = np.where((np.arange(32) >= 23) & (np.arange(32) < 25), 1.0, 0.0)[:, None] * np.ones((1, 32))
+    # Walls: where the organism ends, one voxel as there is no neighbour, and between cells two.
+    mask = np.isin(np.arange(32), (16, 23, 24)).astype(float)[:, None] * np.ones((1, 32))
     for sigma in (0.0, 1.5):
         drawn = gan.build(make(**words | {"gan.sigma": sigma})).drawn
         maps = jnp.asarray(np.stack([mask, position], -1)[None], jnp.float32)
         x = np.asarray(gan_input.generator_input(drawn, ROOT[None], maps))[0].astype(np.float64)
         out, within, on = (np.interp(x[..., 3], [SCORES[0], 0, SCORES[-1]], row) for row in rows)
         share, soft = (ndimage.gaussian_filter(y, sigma, mode="reflect") for y in ((position > 0).astype(float), mask))
-        middle = soft[23, 0]  # of a wall of two voxels
-        share *= (1 + soft / middle) / 2
-        grey = 0.4 + np.where(share < 0.5, out + 2 * share * (within - out), within + (2 * share - 1) * (on - within))
+        shown = np.minimum(soft / soft[23, 0], 1)
+        grey = 0.4 + 0.05 * soft + (1 - share) * out + share * ((1 - shown) * within + shown * on)
         np.testing.assert_allclose(x[..., 0], grey + gan_input.grain_of(drawn.grain, grey, x[..., 2]), atol=1e-5)
         assert np.ptp(grey) > 0.2
     plain = gan.build(make(**{"gan.clouds_vox": 8.0}))  # goes with the channel of noise
