@@ -23,7 +23,7 @@ def get_config():
     config.data.batch_size = 4
     config.gan.mask = "boundary"
     # The published training: no shortcut, no noise, instance norm in both networks, RAdam 1e-3, percentile. In 3D it
-    # collapsed here; what was seen before each of these was changed is in docs/gan.md.
+    # collapsed here; what was seen before each of these was changed is in docs/gan_trials.md.
     config.data.normalization = "asinh"  # a linear one leaves the background's grain at a hundredth of the range
     config.gan.residual = True
     config.model.noise_channel = True

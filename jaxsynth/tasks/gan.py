@@ -299,7 +299,7 @@ def _critic_maps(parts: Parts, position: jax.Array, mask: jax.Array | None) -> j
 
 def _logits(parts: Parts, params, images: jax.Array, maps: jax.Array) -> jax.Array:
     """What the critic says of images in [0, 1] with these maps. Without a norm it is slow to see what differs by a few
-    hundredths of an input (docs/gan.md); parts.critic_gain makes it more, about the background of the images."""
+    hundredths of an input (docs/gan_trials.md); parts.critic_gain makes it more, about the background of the images."""
     seen = parts.critic_gain * (images - parts.drawn.background)
     return parts.critic.apply({"params": params}, jnp.concatenate([seen, maps], -1))
 
