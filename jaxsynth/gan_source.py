@@ -76,6 +76,7 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
     of_train, of_val = _label_files(config, train_set, val_set)
     labels_of = of_train and (lambda index, image: _labels_of(config, of_train[index], image))
     _keep_measured(own, saved)
+    # With levels that are known it measures no brightness: then it is as before.
     bright = gan_measure.measure(config, train_set, scale, labels_of) or scale.brightness
     if own.mask == "sketch":  # what `sample` and `simulate --checkpoint` draw is as bright, too
         scale = dataclasses.replace(scale, levels=gan_input.sketch_levels(own), brightness=bright)
