@@ -13,8 +13,7 @@ from jaxsynth.data import volumes
 from jaxsynth.errors import InputError
 from jaxsynth.image_files import ImageJob
 from jaxsynth.records import Specimen
-from jaxsynth.sim import brightness, sketch
-from jaxsynth.sim.tissues import NOTHING
+from jaxsynth.sim import brightness, population, sketch
 from jaxsynth.tasks import gan_input
 
 
@@ -46,7 +45,8 @@ def labelled(
         spacing_um = volumes.spacing_um(file, dataset=own.dataset) or model.metadata["spacing_um"]
         with jax.default_device(device):
             ranks, _, capacity = brightness.ranked(labels)
-            bright = brightness.of_ranks(keys.stream(root, "simulate", name), capacity, model.intensity.brightness)
+            own_key, seen = keys.stream(root, "simulate", name), model.intensity
+            bright = brightness.of_ranks(own_key, capacity, seen.brightness, seen.backgrounds)
             made = Specimen(jnp.asarray(ranks), bright, *(0,) * 4)
             return labels, np.asarray(_maps(made, *_settings(model, spacing_um, alpha_vox, beta_vox))), spacing_um
 
@@ -62,13 +62,14 @@ def labelled(
 def sketched(model: trained.Trained, jobs: Iterable[ImageJob], alpha_vox: float, beta_vox: float) -> list[ImageJob]:
     """Jobs whose sketches and labels come from files, with these labels' position maps; scales as in `labelled`.
 
-    Their background gets the grey value that it had in training: the generator has seen no other.
+    Their background is no darker and no brighter than in training: the generator has seen no other.
     """
+    low, high = gan_input.backgrounds(model.config.gan, model.intensity)
 
     def draw(job, device=None):
         labels, drawn, spacing_um = job.draw(device)
         kind, step, alpha_um, beta_um, levels = _settings(model, spacing_um, alpha_vox, beta_vox)
-        drawn = np.where(labels == 0, np.float32(levels[0]), drawn)
+        drawn = np.where(labels == 0, np.clip(drawn, np.float32(low), np.float32(high)), drawn)
         with jax.default_device(device):
             made = Specimen(jnp.asarray(labels, jnp.int32), jnp.zeros(1), *(0,) * 4)
             maps = _position(made, step, _wanted(kind, alpha_um, beta_um, levels))
@@ -91,8 +92,7 @@ def simulated(
     """Jobs that simulate their cells; `alpha_vox`, `beta_vox`: as in `labelled`."""
     kind, _, *how = _settings(model, recipe.drawn_at_um, alpha_vox, beta_vox)
     drawer = specimens.drawer(recipe, _wanted(kind, *how))
-    bright = model.intensity.brightness
-    given = NOTHING._replace(brightness=jnp.asarray(bright) if bright else None)
+    given = population.as_bright_as(model.intensity.brightness, model.intensity.backgrounds)
 
     def draw(name, device):
         with jax.default_device(device):

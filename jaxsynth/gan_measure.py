@@ -1,5 +1,6 @@
 """What is measured of real images before a GAN learns them: their grain, and the grey values of what masks show."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -24,7 +25,7 @@ GREYS = np.linspace(0, 1, 9)  # at which grain is measured
 
 def measure(
     config, opened: volumes.VolumeSet, scale: intensities.Intensity, labels_of: Callable | None
-) -> tuple[tuple[float, ...], ...]:
+) -> intensities.Intensity:
     """Fills in `levels`, `grain`, its correlation and `clouds` of config.gan, where they are open and of use.
 
     Levels are, where the images have labels, those of `_of_masks` and `_of_sketches`, else the images' percentiles.
@@ -34,17 +35,18 @@ def measure(
       labels_of: index of an image, its array -> its labels int32 [*S]; None: the images have none.
 
     Returns:
-      `Intensity.brightness` for these levels, where they are found from labels and for sketches; else ().
+      `scale`; where levels are found from labels and for sketches, with the brightness of cells and the backgrounds
+      that go with these levels.
 
     Raises:
       InputError: no image has cells and background, and levels are asked for.
     """
-    own, brightness = config.gan, ()
+    own = config.gan
     sketches, noise = own.mask == "sketch", config.model.noise_channel
     levels_open = (own.residual or sketches) and not own.levels
     grain_open = own.residual and not own.grain and (noise or levels_open)  # levels are told without grain
     if not (grain_open or levels_open):
-        return ()
+        return scale
     compared = labels_of is not None and levels_open
     count = len(opened.paths)
     indices = np.unique(np.linspace(0, count - 1, min(count, MOST_IMAGES)).round().astype(int))
@@ -74,7 +76,8 @@ def measure(
             background, *cells = ((level + 1) / 2 for level in scale.levels)
             found = (background, *(cells if sketches else [np.mean(cells)]))
         elif sketches:
-            found, brightness = _of_sketches(shown)
+            found, *bright = _of_sketches(shown)
+            scale = dataclasses.replace(scale, **dict(zip(("brightness", "backgrounds"), bright, strict=True)))
         else:
             found = _of_masks(np.sum(shown, axis=0), cloudy)
         if found is None:
@@ -83,20 +86,21 @@ def measure(
         if cloudy and not own.clouds:
             left = [_left(labels, grey, opened.spacing_um, own) for grey, labels in greys()]
             own.clouds = _table(_mean_rows(np.array(left)))
-    return brightness
+    return scale
 
 
-def sketch_of(labels: np.ndarray, grey: np.ndarray, background: float) -> np.ndarray:
+def sketch_of(labels: np.ndarray, grey: np.ndarray, background: float | None) -> np.ndarray:
     """The sketch of a real image, each cell at its mean, as the generator sees sketches: float16 [*S] in [0, 1].
 
     Args:
       labels: integers [*S], 0 = background.
       grey: the image, float [*S] in [0, 1].
-      background: the grey value of all backgrounds.
+      background: the grey value of all backgrounds; None: each has its own mean, too.
     """
-    ranks, ids, _ = ranked(labels)
-    means = ndimage.mean(grey, ranks, range(1, len(ids)))
-    return np.concatenate([[background], means]).astype(np.float16)[ranks]
+    ranks, _, _ = ranked(labels)
+    own, cells = _cells(labels, grey)
+    background = own if background is None else background
+    return np.concatenate([[background or 0.0], cells]).astype(np.float16)[ranks]
 
 
 def _cells(labels: np.ndarray, grey: np.ndarray) -> tuple[float | None, np.ndarray]:
@@ -106,15 +110,19 @@ def _cells(labels: np.ndarray, grey: np.ndarray) -> tuple[float | None, np.ndarr
     return (outside.mean() if outside.size else None), np.asarray(ndimage.mean(grey, ranks, range(1, len(ids))))
 
 
-def _of_sketches(shown: Sequence[tuple[float | None, np.ndarray]]) -> tuple[tuple | None, tuple]:
-    """The background, the dimmest and the brightest cell, and between these the tables of each image with cells."""
+def _of_sketches(shown: Sequence[tuple[float | None, np.ndarray]]) -> tuple[tuple | None, tuple, tuple]:
+    """The mean background, the dimmest and the brightest cell, and between these the tables of each image with cells,
+    and how much brighter its background is than the mean."""
     backgrounds = [background for background, _ in shown if background is not None]
-    images = [cells for _, cells in shown if len(cells)]
+    images = [(background, cells) for background, cells in shown if len(cells)]
     if not (backgrounds and images):
-        return None, ()
-    low, high = min(cells.min() for cells in images), max(cells.max() for cells in images)
-    tables = [np.quantile((cells - low) / ((high - low) or 1.0), np.linspace(0, 1, QUANTILES)) for cells in images]
-    return (np.mean(backgrounds), low, high), tuple(tuple(round(float(x), 4) for x in row) for row in tables)
+        return None, (), ()
+    usual = np.mean(backgrounds)
+    low, high = min(cells.min() for _, cells in images), max(cells.max() for _, cells in images)
+    span = (high - low) or 1.0
+    tables = _table(np.array([np.quantile((cells - low) / span, np.linspace(0, 1, QUANTILES)) for _, cells in images]))
+    above = [0.0 if background is None else (background - usual) / span for background, _ in images]
+    return (usual, low, high), tables, tuple(round(float(x), 4) for x in above)
 
 
 def _moments(labels: np.ndarray, grey: np.ndarray, grain: Sequence, spacing_um, own) -> np.ndarray:

@@ -15,7 +15,7 @@ from jaxsynth import gan_measure, keys, specimens, train_source, train_start
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import pairs, stream, survey, unpaired, volumes
 from jaxsynth.errors import InputError
-from jaxsynth.sim import brightness, sketch, tissues
+from jaxsynth.sim import brightness, population, sketch, tissues
 from jaxsynth.tasks import gan, gan_input
 from jaxsynth.train_source import VAL_PATCHES, Placing, Source
 
@@ -76,10 +76,9 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
     of_train, of_val = _label_files(config, train_set, val_set)
     labels_of = of_train and (lambda index, image: _labels_of(config, of_train[index], image))
     _keep_measured(own, saved)
-    # With levels that are known it measures no brightness: then it is as before.
-    bright = gan_measure.measure(config, train_set, scale, labels_of) or scale.brightness
+    scale = gan_measure.measure(config, train_set, scale, labels_of)
     if own.mask == "sketch":  # what `sample` and `simulate --checkpoint` draw is as bright, too
-        scale = dataclasses.replace(scale, levels=gan_input.sketch_levels(own), brightness=bright)
+        scale = dataclasses.replace(scale, levels=gan_input.sketch_levels(own))
     if own.recipe:
         masks = _from_recipe(config, train_set, scale, saved)
     else:
@@ -192,7 +191,8 @@ def _images(config, opened: volumes.VolumeSet, scale, files: list | None) -> unp
         distances.append(unpaired.distances(labels, opened.spacing_um))
         if config.gan.critic_mask and config.gan.mask == "sketch":
             grey = (np.asarray(intensities.normalise(image, scale)) + 1) / 2
-            masks.append(gan_measure.sketch_of(labels, grey, gan_input.levels_of(config.gan)[0]))
+            background = None if scale.backgrounds else gan_input.levels_of(config.gan)[0]
+            masks.append(gan_measure.sketch_of(labels, grey, background))
         elif config.gan.critic_mask:
             masks.append(unpaired.mask(labels, opened.spacing_um, config.gan.mask))
     return unpaired.Domain(tuple(values), tuple(distances), tuple(masks))
@@ -225,8 +225,8 @@ def _from_files(config, image_spacing_um, scale) -> Masks:
         return jax.vmap(draw_one)(drawn, jax.random.split(key, len(drawn)))
 
     def draw_one(ranks, key):
-        # Cells are of another brightness in every patch.
-        bright = brightness.of_ranks(key, most, scale.brightness)
+        # Cells and background are of another brightness in every patch.
+        bright = brightness.of_ranks(key, most, scale.brightness, scale.backgrounds)
         drawn = sketch.sketch(ranks.astype(jnp.int32), bright, levels=gan_input.sketch_levels(own))
         return (drawn + 1) / 2
 
@@ -261,7 +261,7 @@ def _from_recipe(config, train_set: volumes.VolumeSet, scale, saved: dict | None
     found = tissues.find(plan.recipe)
     num_range = plan.num_range or tissues.num_cells_range(found, plan.shape, plan.drawn_at_um)
     levels = gan_input.sketch_levels(own)
-    given = tissues.NOTHING._replace(brightness=jnp.asarray(scale.brightness) if scale.brightness else None)
+    given = population.as_bright_as(scale.brightness, scale.backgrounds)
 
     def begin(placing):
         # Specimens are split over devices by rows alone, patches also along y.

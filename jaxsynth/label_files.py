@@ -73,7 +73,8 @@ def make(args) -> None:
         labels = np.where(labels == args.background_label, 0, labels)
         ranks, id_of, capacity = brightness.ranked(labels)
         key = keys.stream(keys.root(args.seed), outputs.STREAM, name)
-        drawn = brightness.of_ranks(key, capacity, intensity.brightness if intensity else ())
+        measured = (intensity.brightness, intensity.backgrounds) if intensity else ()
+        drawn = brightness.of_ranks(key, capacity, *measured)
         image = intensities.normalise(volumes.read(images[name]), intensity) if args.images else None
         spacing_um = args.spacing_um or volumes.spacing_um(files[name])
         # Without a voxel size distances are in voxels.

@@ -44,7 +44,8 @@ def make(args) -> None:
         render=args.render, merge=args.merge or 0.0,
     )  # fmt: skip
     given, model, settings = read_given(args, jobs[0].plan)
-    given = given._replace(brightness=brightness.table if brightness else None)
+    if brightness:
+        given = given._replace(brightness=brightness.table, background=brightness.background)
     psf, seen_through = read_psf(args, jobs[0].plan)
     settings |= told | seen_through
     settings |= {"alpha": alpha, "beta": beta, "organism": "closed"} if "position" in wanted.maps else {}
@@ -177,8 +178,9 @@ def fit_brightness(args, intensity):
 
     if not args.brightness_images:
         known = intensity is not None and intensity.brightness
-        found = brightness.Brightness(jnp.asarray(known), tuple(intensity.levels)) if known else None
-        return intensity, found, {"brightness_images": None}
+        backgrounds = jnp.asarray(intensity.backgrounds) if known and intensity.backgrounds else None
+        found = known and brightness.Brightness(jnp.asarray(known), tuple(intensity.levels), backgrounds)
+        return intensity, found or None, {"brightness_images": None}
     from jaxsynth.data import intensity as intensities
     from jaxsynth.data import volumes
 

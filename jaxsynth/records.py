@@ -35,7 +35,8 @@ class Specimen:
     Attributes:
       labels: int32 [*S], 0 = background; [M, *S] where cells may overlap: the M nearest of every voxel,
         M = 4, or twice that and so on where more meet.
-      brightness: float32 [N + 1], relative, in [0, 1], indexed by label; entry 0 is 0.
+      brightness: float32 [N + 1], relative, in [0, 1], indexed by label; entry 0 is how much brighter than usual the
+        background is, from 0 to 1 being from the dimmest cell to the brightest: 0 unless images tell it.
       num_asked, num_placed: int32 []; fewer placed than asked for means that the field was full. A cell placed may
         still have no voxel of its own: beyond the edge, off the map, or between two planes.
       crowded: bool []; some block of voxels met more cells than it had room to list, so that some may be missing.

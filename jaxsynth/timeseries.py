@@ -40,7 +40,8 @@ def make(args) -> None:
     intensity, brightness, told = recipe_files.fit_brightness(args, outputs.intensity(metadata))
     levels = tuple(brightness.levels if brightness else intensity.levels if intensity else LEVELS)
     given, model, settings = recipe_files.read_given(args, plan)
-    given = given._replace(brightness=brightness.table if brightness else None)
+    if brightness:
+        given = given._replace(brightness=brightness.table, background=brightness.background)
     psf, seen_through = recipe_files.read_psf(args, plan)
     rates = {
         "cycle_frames": CYCLE_FRAMES if args.cycle_frames is None else args.cycle_frames,
@@ -72,7 +73,8 @@ def make(args) -> None:
 
     def make_one(out: Path, name: str) -> dict:
         key = keys.stream(root, outputs.STREAM, name)
-        life, site, asked = live(key, recipe, plan, num_frames, given=given, model=model, **rates)
+        own, background = population.of_one_image(keys.stream(key, "cells"), given)
+        life, site, asked = live(key, recipe, plan, num_frames, given=own, model=model, **rates)
         files = names(out, name)
 
         def labels_of(frame: int) -> jax.Array:
@@ -89,7 +91,7 @@ def make(args) -> None:
         tracks.check_tracks(found.rows, (lookup[ids] for lookup, ids in zip(found.labels, seen, strict=True)))
         for frame in range(num_frames):
             labels = labels_of(frame)
-            sketch, image = _views(key, labels, life, frame, psf, recipe=recipe, site=site, levels=levels)
+            sketch, image = _views(key, labels, life, frame, background, psf, recipe=recipe, site=site, levels=levels)
             true = tracks.relabel(np.asarray(labels), found.labels[frame])
             for file, volume in (
                 (files.image(frame), recipe_files.camera(image)),
@@ -186,11 +188,11 @@ def _labels(key, life, frame, *, recipe, site) -> tuple[jax.Array, jax.Array]:
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "site", "levels"))
-def _views(key, labels, life, frame, psf, *, recipe, site, levels) -> tuple[jax.Array, jax.Array]:
+def _views(key, labels, life, frame, background, psf, *, recipe, site, levels) -> tuple[jax.Array, jax.Array]:
     """Sketch and camera counts of one frame, float32 [*S]. Grains and nucleoli stay where they are, noise does not."""
     cells: Cells = lineage.frame(life, frame)
     nothing = jnp.zeros((), bool)
-    made = Specimen(labels, jnp.concatenate([jnp.zeros(1), cells.brightness]), 0, 0, nothing, nothing, cells=cells)
+    made = Specimen(labels, jnp.concatenate([background[None], cells.brightness]), 0, 0, nothing, nothing, cells=cells)
     sketch = views.sketch(keys.stream(key, "sketch"), made, site.spacing_um, nucleoli=recipe.nucleoli, levels=levels)
     image = microscope.image(
         keys.stream(key, "render", frame),

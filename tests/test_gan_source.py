@@ -200,30 +200,30 @@ def test_cells_are_as_bright_as_in_labelled_images(files, tmp_path):
     config = configure(files, **words)
     batches, _, told, _ = take(config, 8)
     scale = intensities.Intensity.from_dict(told["intensity"])
-    greys = []
+    greys, grounds = [], []
     for number in range(2):
         labels = volumes.read_labels(folder / "image_labels" / f"{number}.tif")
         image = (intensities.normalise(volumes.read(tmp_path / "images" / f"{number}.tif"), scale) + 1) / 2
         greys.append(np.unique(image[labels > 0]))
+        grounds.append(image[labels == 0][0])
     assert greys[0].max() < greys[1].min()
     background, dim, bright = config.gan.levels
     ends = dim + (bright - dim) * np.array(scale.brightness)[:, [0, -1]]
     np.testing.assert_allclose(ends, [[own.min(), own.max()] for own in greys], atol=1e-3)
-    found = []
+    assert np.isclose(background, np.mean(grounds), atol=1e-3)
+    np.testing.assert_allclose(background + (bright - dim) * np.array(scale.backgrounds), grounds, atol=1e-3)
+    assert grounds[0] < grounds[1] - 0.1
+    drawn_as = []
     for batch in batches:
-        # An image of flat cells is its own sketch, but for the background, which is the same in all.
-        image, sketched = (batch["image"] + 1) / 2, batch["image_mask"]
-        cells = np.abs(sketched - background) > 1e-3
-        assert cells.any()
-        np.testing.assert_allclose(sketched[cells], image[cells], atol=1e-3)
-        np.testing.assert_allclose(sketched[~cells], background, atol=1e-3)
-        found += [np.unique(patch[np.abs(patch - background) > 1e-6]) for patch in batch["mask"]]
-    found = [own for own in found if len(own)]
-    dark = [own for own in found if own.max() < greys[1].min() - 1e-3]
-    assert 0.2 < len(dark) / len(found) < 0.8
-    for own in found:
-        limits = greys[0] if own.max() < greys[1].min() - 1e-3 else greys[1]
-        assert limits.min() - 1e-3 <= own.min() and own.max() <= limits.max() + 1e-3
+        # An image of flat cells on a flat ground is its own sketch.
+        np.testing.assert_allclose(batch["image_mask"], (batch["image"] + 1) / 2, atol=1e-3)
+        for patch in batch["mask"]:
+            number = int(np.abs(patch - grounds[1]).min() < np.abs(patch - grounds[0]).min())
+            cells = patch[np.abs(patch - grounds[number]) > 2e-3]
+            if cells.size:
+                drawn_as.append(number)
+                assert greys[number].min() - 1e-3 <= cells.min() and cells.max() <= greys[number].max() + 1e-3
+    assert 0.2 < np.mean(drawn_as) < 0.8
 
 
 @pytest.mark.parametrize("files", [2], indirect=True)
@@ -239,12 +239,16 @@ def test_sketches_of_specimens(files, tmp_path):
     background, dim, bright = config.gan.levels
     dark, light = dim + (bright - dim) * np.array(told["intensity"]["brightness"])
     assert dark[-1] < light[0]
-    cells = [patch[np.abs(patch - background) > 1e-6] for batch in batches for patch in batch["mask"]]
-    kinds = [
-        "dark" if own.max() < dark[-1] + 1e-3 else "light" if own.min() > light[0] - 1e-3 else "mixed"
-        for own in cells if own.size
-    ]  # fmt: skip
-    assert set(kinds) == {"dark", "light"}
+    grounds = background + (bright - dim) * np.array(told["intensity"]["backgrounds"])
+    kinds = set()
+    for patch in (patch for batch in batches for patch in batch["mask"]):
+        number = int(np.abs(patch - grounds[1]).min() < np.abs(patch - grounds[0]).min())
+        own = patch[np.abs(patch - grounds[number]) > 1e-4]
+        if own.size:
+            kinds.add(
+                (number, "dark" if own.max() < dark[-1] + 1e-3 else "light" if own.min() > light[0] - 1e-3 else "")
+            )
+    assert kinds == {(0, "dark"), (1, "light")}
 
 
 @pytest.mark.parametrize("files", [2], indirect=True)

@@ -20,7 +20,7 @@ from jaxsynth.tasks import gan, gan_input
 from tests import toy
 
 
-def untrained(folder, mask, norm="none", brightness=()):
+def untrained(folder, mask, norm="none", **measured):
     """Saves a small GAN with random weights as a run, for 2D images of type uint8 and voxels of 0.5 um."""
     config = gan_nuclei.get_config()
     config.data.patch = (32, 32)
@@ -32,7 +32,7 @@ def untrained(folder, mask, norm="none", brightness=()):
     state = jax.jit(lambda key: gan.init(parts, key, (1, 32, 32, 1)))(keys.root(0))
     state = state.replace(ema_params=toy.weights(state.ema_params))
     intensity = intensities.fit([np.arange(256, dtype=np.uint8).reshape(16, 16)], "percentile").to_dict()
-    intensity |= {"levels": gan_input.sketch_levels(config.gan)} | ({"brightness": brightness} if brightness else {})
+    intensity |= {"levels": gan_input.sketch_levels(config.gan)} | measured
     metadata = {"config": config.to_dict(), "intensity": intensity, "spacing_um": [0.5, 0.5], "num_files": 1}
     with checkpoint.open_manager(folder) as manager:
         checkpoint.save(manager, state, metadata, 1.0)
@@ -109,29 +109,47 @@ def test_a_gan_of_sketches_draws_from_the_same_as_a_diffusion_model(labels, tmp_
 
 
 def test_cells_are_as_bright_as_those_of_the_training(labels, tmp_path):
-    """Those of an image as in one of the images learned from, drawn by `sample` and by `simulate` alike."""
-    model = untrained(tmp_path / "run", "sketch", brightness=[[0.0, 0.1], [0.9, 1.0]])
-    _, dim, bright = gan_input.sketch_levels(gan_nuclei.get_config().gan)
+    """Those of an image as in one of the images learned from, and so is its background, drawn by `sample` and by
+    `simulate` alike."""
+    model = untrained(tmp_path / "run", "sketch", brightness=[[0.0, 0.1], [0.9, 1.0]], backgrounds=[0.05, 0.3])
+    ground, dim, bright = gan_input.sketch_levels(gan_nuclei.get_config().gan)
     (tmp_path / "labels").mkdir()
     own = volumes.read_labels(labels / "a.tif")
     for number in range(6):
         volumes.write(tmp_path / "labels" / f"{number}.tif", own, spacing_um=(0.5, 0.5))
     of_recipe = ["--recipe", "nuclei", "--shape", "40,56", "--num", 6]
-    for kind, words in (("labels", ["--labels", tmp_path / "labels"]), ("recipe", of_recipe)):
-        drawn = sample(model, tmp_path / f"{kind}_drawn", *words)
+
+    def simulated(kind, *words):
         with pytest.MonkeyPatch.context() as patch:
             told = [*words, "--checkpoint", model, "--out", tmp_path / f"{kind}_sketches"]
             patch.setattr(sys, "argv", ["simulate", *map(str, told)])
             simulate.main()
-        folder = tmp_path / f"{kind}_sketches"
+        return tmp_path / f"{kind}_sketches"
+
+    def background(drawing):
+        (grey,) = np.unique(drawing)
+        return round((float(grey) - ground) / (bright - dim), 4)
+
+    for kind, words in (("labels", ["--labels", tmp_path / "labels"]), ("recipe", of_recipe)):
+        drawn = sample(model, tmp_path / f"{kind}_drawn", *words)
+        folder = simulated(kind, *words)
         given = sample(model, tmp_path / f"{kind}_given", "--sketches", folder / "sketches")
         kinds = set()
         for name, image in drawn.items():
             np.testing.assert_array_equal(given[name], image)
             cells = volumes.read_labels(folder / "labels" / f"{name}.tif") > 0
-            relative = (volumes.read(folder / "sketches" / f"{name}.tif")[cells] - dim) / (bright - dim)
-            kinds.add("dim" if relative.max() < 0.1001 else "bright" if relative.min() > 0.8999 else "mixed")
-        assert kinds == {"dim", "bright"}
+            drawing = volumes.read(folder / "sketches" / f"{name}.tif")
+            relative = (drawing[cells] - dim) / (bright - dim)
+            kind = "dim" if relative.max() < 0.1001 else "bright" if relative.min() > 0.8999 else "mixed"
+            kinds.add((kind, background(drawing[~cells])))
+        assert kinds == {("dim", 0.05), ("bright", 0.3)}
+    # A film has one background.
+    folder, seen = simulated("film", *of_recipe, "--frames", 2, "--death_rate", 0), set()
+    for film in range(1, 7):
+        frames = [volumes.read(file) for file in sorted((folder / f"{film:02d}_sketches").glob("*.tif"))]
+        tracks = [volumes.read_labels(file) for file in sorted((folder / f"{film:02d}_GT" / "TRA").glob("*.tif"))]
+        seen.add(background(np.concatenate([a[b == 0] for a, b in zip(frames, tracks, strict=True)])))
+    assert seen == {0.05, 0.3}
 
 
 def test_alpha_is_the_position_maps(model, labels, tmp_path):

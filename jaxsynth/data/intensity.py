@@ -44,6 +44,8 @@ class Intensity:
         the background, the 10th and the 95th percentile of the cells' voxels.
       brightness: how bright cells are, from 0 (dim) to 1 (bright): for each of some annotated images a quantile table
         (`sim.brightness`); (): not known, any.
+      backgrounds: how much brighter the background of each of these images is than that of the levels, from 0 to 1
+        being from dim to bright; (): not known, as the levels have it.
     """
 
     method: str
@@ -54,18 +56,20 @@ class Intensity:
     scale: float
     levels: tuple[float, float, float]
     brightness: tuple[tuple[float, ...], ...] = ()
+    backgrounds: tuple[float, ...] = ()
 
     def to_dict(self) -> dict:
         """Plain values for JSON."""
-        values = dataclasses.asdict(self) | {"levels": list(self.levels)}
-        brightness = [list(table) for table in values.pop("brightness")]
-        return values | ({"brightness": brightness} if brightness else {})
+        known = {"levels": self.levels, "brightness": map(list, self.brightness), "backgrounds": self.backgrounds}
+        values = dataclasses.asdict(self) | {name: list(rows) for name, rows in known.items()}
+        return {name: value for name, value in values.items() if value != []}
 
     @classmethod
     def from_dict(cls, values: dict) -> "Intensity":
         """The inverse of `to_dict`."""
-        tables = tuple(map(tuple, values.get("brightness", ())))
-        return cls(**(dict(values) | {"levels": tuple(values["levels"]), "brightness": tables}))
+        tables, backgrounds = (values.get(name, ()) for name in ("brightness", "backgrounds"))
+        known = {"brightness": tuple(map(tuple, tables)), "backgrounds": tuple(backgrounds)}
+        return cls(**(dict(values) | {"levels": tuple(values["levels"])} | known))
 
 
 def fit(

@@ -2,7 +2,8 @@
 
 A distribution is its quantile table: float32 [Q], rising, the quantiles at the probabilities 0, 1 / (Q - 1), ..., 1,
 with straight lines between. Images differ in exposure, so that there may be a table for each of several, float32
-[T, Q]: the cells of one specimen are all drawn from one of these.
+[T, Q]: the cells of one specimen are all drawn from one of these. Their backgrounds differ, too, float32 [T]: how much
+brighter each is than usual, in the same units.
 """
 
 import math
@@ -28,10 +29,12 @@ class Brightness:
     Attributes:
       table: float32 [Q] or [T, Q], quantiles of the relative brightness, 0 for the dimmest cell, 1 for the brightest.
       levels: the grey of the background, of the dimmest cell and of the brightest, in [-1, 1]; static.
+      background: float32 [T], of each of several tables; None: that of the levels for all.
     """
 
     table: jax.Array
     levels: tuple[float, float, float] = struct.field(pytree_node=False)
+    background: jax.Array | None = None
 
 
 def uniform(low: float = 0.0, high: float = 1.0) -> jax.Array:
@@ -52,12 +55,24 @@ def draw(key: jax.Array, table: jax.Array, num: int) -> jax.Array:
     Returns:
       float32 [num], within the table's range.
     """
-    if table.ndim > 1:
-        table = table[jax.random.randint(keys.stream(key, "table"), (), 0, table.shape[0])]
+    table, _ = of_one_image(key, table)
     at = jax.random.uniform(key, (num,)) * (table.shape[0] - 1)
     below = jnp.minimum(at.astype(jnp.int32), table.shape[0] - 2)
     part = at - below
     return (1 - part) * table[below] + part * table[below + 1]
+
+
+def of_one_image(key: jax.Array, table: jax.Array, background: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """The table that `draw` takes with the same key, float32 [Q], and the background that goes with it, float32 [].
+
+    Args:
+      key, table: as in `draw`.
+      background: float32 [T], as in `Brightness`.
+    """
+    if table.ndim == 1:
+        return table, jnp.zeros(())
+    row = jax.random.randint(keys.stream(key, "table"), (), 0, table.shape[0])
+    return table[row], jnp.zeros(()) if background is None else background[row]
 
 
 def fit(means: np.ndarray, background: float) -> Brightness:
@@ -120,16 +135,20 @@ def ranked(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     return ranks.astype(np.int32), ids, 2 ** math.ceil(math.log2(max(len(ids) - 1, 63) + 1))
 
 
-def of_ranks(key: jax.Array, capacity: int, table: Sequence = ()) -> jax.Array:
-    """The brightness of every rank of label files, where nothing is known of it: float32 [capacity + 1].
+def of_ranks(key: jax.Array, capacity: int, table: Sequence = (), background: Sequence = ()) -> jax.Array:
+    """The brightness of every rank of label files, where nothing is known of it: float32 [capacity + 1], entry 0 as in
+    `records.Specimen`.
 
     Args:
       key: of the file.
       capacity: static, see `ranked`.
       table: as `draw` takes it, such as `Intensity.brightness`; (): U(0, 1).
+      background: of each of several tables, such as `Intensity.backgrounds`; (): the usual one.
     """
+    key = keys.stream(key, "brightness")
     table = jnp.asarray(table, jnp.float32) if len(table) else uniform()
-    return draw(keys.stream(key, "brightness"), table, capacity + 1)
+    own, shift = of_one_image(key, table, jnp.asarray(background, jnp.float32) if len(background) else None)
+    return draw(key, own, capacity + 1).at[0].set(shift)
 
 
 _cell_means = jax.jit(cell_means, static_argnums=2)

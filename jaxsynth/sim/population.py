@@ -1,6 +1,6 @@
 """Populations: cells that can be drawn, and how they are put in their places; what the recipes are made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,6 +48,7 @@ class Given(NamedTuple):
       mask: bool [*S], where cells may be.
       organism: float32 [K(, K)], a table of radii (`sim.starshape`), micrometres: the organism's shape.
       brightness: float32 [Q] or [T, Q], a quantile table or several (`sim.brightness`).
+      background: float32 [T], the background that goes with each of several tables; None: the usual one.
       clustering: float [] in [0, 1], the probability of a cell to be put next to one already there (002, 003), in
         fields of nuclei.
     """
@@ -56,6 +57,7 @@ class Given(NamedTuple):
     mask: jax.Array | None = None
     organism: jax.Array | None = None
     brightness: jax.Array | None = None
+    background: jax.Array | None = None
     clustering: jax.Array | None = None
 
 
@@ -143,6 +145,21 @@ def collect(key, site, given, centres, radii_um, rotation, placed, overflow) -> 
     fields = (centres, radii_um, rotation, shine(key, site.max_cells, given), placed)
     cells = Cells(*(field[order] for field in fields), overflow=overflow)
     return cells.replace(brightness=jnp.where(cells.valid, cells.brightness, 0.0))
+
+
+def as_bright_as(tables: Sequence, backgrounds: Sequence) -> Given:
+    """The brightness of some images alone, as `Intensity.brightness` and `.backgrounds` have it; (): not known."""
+    table, background = (jnp.asarray(rows, jnp.float32) if len(rows) else None for rows in (tables, backgrounds))
+    return Given(brightness=table, background=background)
+
+
+def of_one_image(key: jax.Array, given: Given) -> tuple[Given, jax.Array]:
+    """What the user brings with one of several tables of brightness, and the background that goes with it; `key` is
+    that which cells are drawn with."""
+    if given.brightness is None:
+        return given, jnp.zeros(())
+    table, background = brightness.of_one_image(keys.stream(key, "brightness"), given.brightness, given.background)
+    return given._replace(brightness=table, background=None), background
 
 
 def shine(key: jax.Array, num: int, given: Given) -> jax.Array:

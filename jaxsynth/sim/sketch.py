@@ -27,7 +27,7 @@ def sketch(
 
     Args:
       labels: int32 [*S], 0 = background, at most N; or where cells overlap a stack of them, [M, *S].
-      brightness: float32 [N + 1], relative, in [0, 1], indexed by label; entry 0 is not used.
+      brightness: float32 [N + 1], relative, in [0, 1], indexed by label; entry 0 as in `records.Specimen`.
       levels: the grey of the background, of a cell of brightness 0, and of a cell of brightness 1, in [-1, 1].
       shade: float, broadcasts against the labels: the factor on what a cell is brighter than the background.
       stacked: static; whether the first axis counts layers. What the cells of a voxel are brighter than the background
@@ -38,6 +38,7 @@ def sketch(
     """
     background, dim, bright = levels
     grey = dim + jnp.clip(brightness, 0.0, 1.0) * (bright - dim)
+    background = jnp.clip(background + brightness[0] * (bright - dim), -1.0, 1.0)
     if shade is None and not stacked:
         return grey.at[0].set(background).astype(jnp.float32)[labels]
     above = (grey - background).at[0].set(0.0).astype(jnp.float32)[labels]

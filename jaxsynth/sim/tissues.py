@@ -192,9 +192,12 @@ def specimen(key: jax.Array, recipe: Recipe, num_cells: jax.Array, site: Site, g
       num_cells: int32 [], how many to place; without effect where `recipe.num_cells` is None.
     """
     key = keys.stream(key, "cells")
+    given, background = population.of_one_image(key, given)
     if recipe.populate is None:
-        return recipe.draw(key, num_cells, site, given)
-    return population.draw(recipe.populate, key, num_cells, site, given)
+        made = recipe.draw(key, num_cells, site, given)
+    else:
+        made = population.draw(recipe.populate, key, num_cells, site, given)
+    return made.replace(brightness=made.brightness.at[0].set(background))
 
 
 @functools.partial(jax.jit, static_argnames=("recipe", "site", "num_range"))

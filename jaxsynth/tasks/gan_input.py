@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxsynth import keys
-from jaxsynth.data.intensity import MOST_CORRELATION, SCORES, smoothing
+from jaxsynth.data.intensity import MOST_CORRELATION, SCORES, Intensity, smoothing
 from jaxsynth.data.unpaired import MOST_LEVEL, middle
 from jaxsynth.diffusion import samplers
 from jaxsynth.errors import InputError
@@ -105,6 +105,13 @@ def levels_of(own: dict | ConfigDict) -> tuple[float, ...]:
 def sketch_levels(own: ConfigDict) -> tuple[float, ...]:
     """The grey values in [-1, 1] of the sketches that config.gan asks for; where it asks for none, any."""
     return tuple(round(2 * level - 1, 4) for level in levels_of(own)) if own.mask == "sketch" else LEVELS
+
+
+def backgrounds(own: ConfigDict, scale: Intensity) -> tuple[float, float]:
+    """The darkest and the brightest background, in [-1, 1], of the sketches that config.gan asks for."""
+    usual, dim, bright = sketch_levels(own)
+    all_of_them = [max(-1.0, min(usual + above * (bright - dim), 1.0)) for above in scale.backgrounds or (0.0,)]
+    return min(all_of_them), max(all_of_them)
 
 
 def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.Array:

@@ -13,6 +13,22 @@ from jaxsynth.sim import brightness, sketch
 RNG = np.random.default_rng(0)
 
 
+def test_a_background_goes_with_its_images_table():
+    tables, background = jnp.array([[0.0, 0.1], [0.9, 1.0]]), jnp.array([-0.25, 0.5])
+    found = set()
+    for number in range(12):
+        key = jax.random.key(number)
+        table, ground = brightness.of_one_image(key, tables, background)
+        np.testing.assert_array_equal(brightness.draw(key, tables, 5), brightness.draw(key, table, 5))
+        cells = np.asarray(brightness.of_ranks(key, 5, tables, background))
+        row = int(cells[0] > 0)
+        assert cells[0] == background[row] and tables[row, 0] <= cells[1:].min() <= cells[1:].max() <= tables[row, 1]
+        found |= {(row, "of ranks"), (int(ground > 0), "of one image")}
+        assert (table == tables[int(ground > 0)]).all()
+    assert len(found) == 4
+    assert brightness.of_ranks(jax.random.key(0), 5, tables)[0] == 0  # the usual one
+
+
 def test_uniform_draws_are_uniform():
     draw = jax.jit(jax.vmap(lambda key: brightness.draw(key, brightness.uniform(0.2, 0.7), 500)))
     drawn = np.asarray(draw(jax.random.split(jax.random.key(0), 20))).ravel()

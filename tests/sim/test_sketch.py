@@ -18,9 +18,16 @@ NUCLEOLI = jax.jit(sketch.nucleoli, static_argnames=("number", "size", "darkness
 
 def test_levels():
     labels = jnp.array([[0, 1], [2, 3]])
-    drawn = sketch.sketch(labels, jnp.array([0.7, 0.0, 1.0, 0.5]), levels=(-0.9, -0.5, 0.5))
+    drawn = sketch.sketch(labels, jnp.array([0.0, 0.0, 1.0, 0.5]), levels=(-0.9, -0.5, 0.5))
     np.testing.assert_allclose(drawn, [[-0.9, -0.5], [0.5, 0.0]], atol=1e-6)
     assert drawn.dtype == jnp.float32
+    # A background brighter than usual, and one that would be darker than any; cells are as bright as before.
+    for entry, background in ((0.25, -0.65), (-0.5, -1.0)):
+        bright = jnp.array([entry, 0.0, 1.0, 0.5])
+        drawn = sketch.sketch(labels, bright, levels=(-0.9, -0.5, 0.5))
+        np.testing.assert_allclose(drawn, [[background, -0.5], [0.5, 0.0]], atol=1e-6)
+        shaded = sketch.sketch(labels, bright, levels=(-0.9, -0.5, 0.5), shade=jnp.ones((2, 2)))
+        np.testing.assert_allclose(shaded, drawn, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(40, 50), (6, 20, 30)])
