@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
     c.gan.loss = "logistic"  # adversarial: logistic (the paper's) | least_squares | hinge
     c.gan.identity = 1.0  # weight of the identity loss: real images in the masks' place are to stay as they are
     c.gan.residual = False  # the generator changes its mask, instead of drawing anew; the published one draws
-    c.gan.smooth = False  # weights that smooth what the generator's network adds to its mask, against stripes
+    c.gan.smooth_doublings = False  # the generator's doublings can make no pattern from voxel to voxel; published: can
     c.gan.levels = ()  # grey values in [0, 1]: background, cells; of sketches background, dim, bright; (): the images'
     c.gan.grain = ()  # masks' grain at grey values from 0 to 1, see tasks/gan_input.py; (): the images', if residual
     c.gan.grain_correlation = ()  # of grain in neighbours along each axis, 0 to 0.7; (): the images', with the grain

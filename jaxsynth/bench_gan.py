@@ -79,7 +79,7 @@ def read_config(features: int, critic_features: int):
         "model.norm": "instance",
         "gan.critic_norm": "instance",
         "gan.residual": False,
-        "gan.smooth": False,
+        "gan.smooth_doublings": False,
         "gan.critic_gain": 1.0,
         "gan.critic_mask": False,
         "gan.r1": 0.0,

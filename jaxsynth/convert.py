@@ -159,7 +159,7 @@ def write_torch(args: argparse.Namespace) -> None:
     elif task == "gan":
         compared.append(("noise_channel", str(model.config.model.noise_channel), ("False",)))
         compared.append(("residual", str(model.parts.net.residual), ("False",)))
-        compared.append(("smooth", str(model.parts.net.smooth), ("False",)))
+        compared.append(("smooth_doublings", str(model.parts.net.smooth), ("False",)))
         compared.append(("critic_mask", str(model.parts.critic_mask), ("False",)))
         compared.append(("sigma", str(model.parts.drawn.sigma), ("0.0",)))
         compared.append(("clouds_vox", str(model.parts.drawn.clouds_vox), ("0.0",)))

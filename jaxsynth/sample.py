@@ -101,8 +101,8 @@ def _parse() -> argparse.Namespace:
         "--overlap",
         type=cli.numbers(int),
         metavar="Z,Y,X",
-        help="overlap of tiles, voxels (default and least: 32, or 48 for gan.smooth, which makes tiled and untiled "
-        "results equal; 64 for norm=instance, which blends them)",
+        help="overlap of tiles, voxels (default and least: 32, or 48 for gan.smooth_doublings, which makes tiled and "
+        "untiled results equal; 64 for norm=instance, which blends them)",
     )
     parser.add_argument("--tile_batch", type=int, help="tiles evaluated at once (default: one per device)")
     parser.add_argument(

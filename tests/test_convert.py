@@ -176,7 +176,7 @@ def test_a_trained_gan_of_ours_comes_back_whole(tmp_path, monkeypatch, capsys):
     config.data.patch = (32, 32)
     config.model.features = config.gan.critic_features = 2
     config.gan.levels, config.gan.grain = (0.1, 0.2, 0.7), ((-0.05, 0.05), (-0.02, 0.02))
-    config.gan.smooth = True
+    config.gan.smooth_doublings = True
     parts = gan.build(config)
     state = gan.init(parts, keys.root(0), (1, 32, 32, 1))
     seen = intensity.fit([np.arange(256, dtype=np.uint8).reshape(16, 16)], "asinh").to_dict()
@@ -186,7 +186,7 @@ def test_a_trained_gan_of_ours_comes_back_whole(tmp_path, monkeypatch, capsys):
         manager.wait_until_finished()
     run(monkeypatch, tmp_path / "run", "--out", tmp_path / "b.pt")
     said = capsys.readouterr().out
-    assert "residual True" in said and "smooth True" in said and f"clouds_vox {config.gan.clouds_vox}" in said
+    assert "residual True" in said and "smooth_doublings True" in said and f"clouds_vox {config.gan.clouds_vox}" in said
     run(monkeypatch, tmp_path / "b.pt", "--out", tmp_path / "again")
     before, after = (trained.open_trained(tmp_path / name, tasks=("gan",)) for name in ("run", "again"))
     assert before.metadata == after.metadata and after.parts.net.residual

@@ -26,7 +26,7 @@ def untrained(folder, mask, norm="none", **measured):
     config.data.patch = (32, 32)
     config.model.features = config.gan.critic_features = 4
     config.model.norm = config.gan.critic_norm = norm
-    config.model.noise_channel = config.gan.smooth = mask == "boundary"  # as their configuration has it
+    config.model.noise_channel = config.gan.smooth_doublings = mask == "boundary"  # as their configuration has it
     config.gan.mask = mask
     parts = gan.build(config)
     state = jax.jit(lambda key: gan.init(parts, key, (1, 32, 32, 1)))(keys.root(0))

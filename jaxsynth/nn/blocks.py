@@ -22,6 +22,16 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 small_normal = nn.initializers.variance_scaling(0.01, "fan_in", "truncated_normal")
 
 
+def alike(rank: int) -> nn.initializers.Initializer:
+    """Weights before a pixel shuffle, at first the same for all 2**rank voxels made of one (Aitken et al. 2017)."""
+
+    def init(key, shape, dtype=jnp.float32):
+        *taps, channels = shape
+        return jnp.repeat(he_normal(key, (*taps, channels // 2**rank), dtype), 2**rank, axis=-1)
+
+    return init
+
+
 def time_embedding(t: jax.Array, size: int = 128) -> jax.Array:
     """Sinusoidal embedding of the integer step: int [B] -> float32 [B, size], in [-1, 1].
 
@@ -239,16 +249,23 @@ class LeakyUpStage(nn.Module):
     """Convolution of size 1, norm, LeakyReLU, pixel shuffle, then norm and LeakyReLU again.
 
     [B, *S, C_in] -> [B, *2S, channels / 2**D]. Names are as in `ConvStage`.
+
+    With `smooth` what the shuffle makes is weighted with 1/4, 1/2, 1/4 along every axis, so that nothing in it
+    alternates from voxel to voxel, and the voxels made of one begin alike: at first it interpolates.
     """
 
     channels: int
     norm: str
+    smooth: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = Conv(self.channels, 1, False, self.dtype, name="conv_0")(x)
+        init = alike(x.ndim - 2) if self.smooth else he_normal
+        x = Conv(self.channels, 1, False, self.dtype, kernel_init=init, name="conv_0")(x)
         x = pixel_shuffle(leaky(Norm(self.norm, name="norm_1")(x)))
+        for axis in range(1, x.ndim - 1) if self.smooth else ():
+            x = _smoothed(x, axis)
         return leaky(Norm(self.norm, name="norm_4")(x))
 
 
@@ -262,6 +279,15 @@ class TimeStage(nn.Module):
         x = nn.Dense(self.channels, name="linear_1")(time_embedding(t))
         x = PReLU(name="prelu_2")(x)
         return nn.Dense(self.channels, name="linear_3")(x)
+
+
+def _smoothed(x: jax.Array, axis: int) -> jax.Array:
+    """Weighted with 1/4, 1/2, 1/4 along an axis, at its ends as if they went on."""
+    ends = [(0, 0)] * x.ndim
+    ends[axis] = (1, 1)
+    before, here, after = (jax.lax.slice_in_dim(jnp.pad(x, ends, mode="edge"), i, i + x.shape[axis], axis=axis)
+                           for i in range(3))  # fmt: skip
+    return (before + after) / 4 + here / 2
 
 
 def check_norm(norm: str) -> None:

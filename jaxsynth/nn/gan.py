@@ -27,8 +27,7 @@ class Generator(LeakyUNet):
 
     With `residual` a linear function of every voxel's inputs alone, of the first channel its logit, is added before the
     sigmoid. It is learnt, too, and begins as that logit: an untrained network returns masks at grey values as they are.
-    With `smooth` what the network itself adds is weighted with 1/4, 1/2, 1/4 along every axis, which removes what
-    alternates from voxel to voxel, the stripes of pixel shuffles. Grain is the shortcut's.
+    With `smooth` doublings are, see `LeakyUpStage`; what is fine then comes past them, from the input.
 
     The published network has neither.
     """
@@ -39,19 +38,13 @@ class Generator(LeakyUNet):
 
     def add_decoder(self, stage):
         f = self.features
-        up_stage = self.stage_of(LeakyUpStage)
+        up_stage = self.stage_of(LeakyUpStage, smooth=self.smooth)
         for level, channels in enumerate((8 * f, 8 * f, f), 1):
             setattr(self, f"u{level}", up_stage(8 * f, self.norm))
             setattr(self, f"c{level + 4}", stage((channels, channels), self.norm))
 
         if self.residual:
             self.shortcut = nn.Dense(self.out_channels, kernel_init=_shortcut)
-
-    def _head(self, c1, c2, deep, shape):
-        raw = super()._head(c1, c2, deep, c1.shape)
-        for axis in range(1, raw.ndim - 1) if self.smooth else ():
-            raw = _smoothed(raw, axis)
-        return raw[(slice(None), *(slice(size) for size in shape[1:-1]))]
 
     def activation(self, raw, x):
         if self.residual:
@@ -112,28 +105,24 @@ def _critic_channels(features: int) -> tuple[int, ...]:
     return (*(factor * features for factor in (1, 2, 4, 8, 8)), 1)
 
 
-def _smoothed(x: jax.Array, axis: int) -> jax.Array:
-    """Weighted with 1/4, 1/2, 1/4 along an axis, at its ends as if they went on."""
-    ends = [(0, 0)] * x.ndim
-    ends[axis] = (1, 1)
-    before, here, after = (jax.lax.slice_in_dim(jnp.pad(x, ends, mode="edge"), i, i + x.shape[axis], axis=axis)
-                           for i in range(3))  # fmt: skip
-    return (before + after) / 4 + here / 2
+def _up(smooth: bool) -> unet.Window:
+    """What voxels see through a doubling, see `LeakyUpStage`."""
+    return (lambda low, high: unet.shuffled(low - 1, high + 1)) if smooth else unet.shuffled
 
 
 def receptive_field(smooth: bool = False) -> int:
     """As `unet.receptive_field`, for the generator."""
-    return unet.receptive_field() + smooth
+    return unet.receptive_field(_up(smooth))
 
 
 def margin(smooth: bool = False) -> int:
     """As `unet.margin`, for the generator."""
-    return unet.margin(extra=int(smooth))
+    return unet.margin(_up(smooth))
 
 
-def deep_margin() -> int:
+def deep_margin(smooth: bool = False) -> int:
     """As `unet.deep_margin`, for the generator."""
-    return unet.deep_margin()
+    return unet.deep_margin(_up(smooth))
 
 
 def operations(rank: int, features: int, in_channels: int = 2) -> tuple[float, float, float]:

@@ -169,15 +169,14 @@ def receptive_field(up: Window = shuffled) -> int:
     return max(max(p - low, high - p) for p, low, high in windows)
 
 
-def margin(up: Window = shuffled, extra: int = 0) -> int:
+def margin(up: Window = shuffled) -> int:
     """Voxels at an inner end of a tile in which `shrink` or `grow`, given the tile alone, differ from the whole.
 
-    A multiple of 8. `extra`: voxels that `grow` sees further, in networks that go on after its last convolution. Holds
-    for `group` and `none`, for tiles that begin and end on multiples of 8, and a `deep` that is exact all over the
-    tile.
+    A multiple of 8. Holds for `group` and `none`, for tiles that begin and end on multiples of 8, and a `deep` that is
+    exact all over the tile.
     """
     # The way through `deep` is short, but where `up` looks ahead it passes the tile's end.
-    grown = max(_spoilt((*_head(up), *_FINE)), _spoilt((*_head(up), up))) + extra
+    grown = max(_spoilt((*_head(up), *_FINE)), _spoilt((*_head(up), up)))
     spoilt = max(FACTOR * _spoilt(_SHRINK), grown)
     return -(-spoilt // MULTIPLE) * MULTIPLE
 

@@ -31,8 +31,8 @@ LOSSES = {
 }
 # Keys of config.gan that checkpoints of earlier versions lack, and how those were trained.
 EARLIER = {"critic_norm": "", "residual": False, "levels": (), "grain": 0.0, "sigma": 0.0}
-EARLIER |= {"critic_mask": False, "critic_gain": 1.0, "critic_rate": 1.0, "clouds_vox": 0.0, "smooth": False}
-EARLIER |= {"critic_shift": 0, "clouds": (), "grain_correlation": ()}
+EARLIER |= {"critic_mask": False, "critic_gain": 1.0, "critic_rate": 1.0, "clouds_vox": 0.0, "critic_shift": 0}
+EARLIER |= {"clouds": (), "grain_correlation": (), "smooth_doublings": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,8 @@ def build(config: ConfigDict) -> Parts:
         if own["residual"]:
             raise InputError("a residual GAN of an earlier version, whose shortcut was another: train it again")
         own["grain"] = ()
+    if own.get("smooth"):
+        raise InputError("a GAN of an earlier version, which smoothed its output (gan.smooth): train it again")
     if own["clouds"] and isinstance(own["clouds"][0], float | int):  # of an earlier version, alike everywhere
         own["clouds"] = (own["clouds"],) * 3
     if len(own["clouds"]) == 2:  # of an earlier version, on masks as beside them
@@ -112,7 +114,7 @@ def build(config: ConfigDict) -> Parts:
             f"gan.critic_shift, got {patch} and {shift}"
         )
     of_generator = shared | {"remat": ddpm.recomputes(config) == "always", "residual": own["residual"]}
-    of_generator["smooth"] = own["smooth"]
+    of_generator["smooth"] = own["smooth_doublings"]
     return Parts(
         net=gan.Generator(features=config.model.features, **of_generator),
         drawn=drawn,
@@ -179,7 +181,7 @@ def stages(parts: Parts, params) -> tiles.Stages:
         deepen=lambda h, t: deepen(h),
         grow=lambda x, deep, t, cond: 2 * grow(x, deep) - 1,
         margin=margin(parts),
-        deep_margin=gan.deep_margin(),
+        deep_margin=gan.deep_margin(parts.net.smooth),
     )
 
 

@@ -300,8 +300,9 @@ def test_clouds_are_smooth_noise_of_its_own_for_every_image():
     assert gan_input.generator_input(plain.drawn, ROOT[None], jnp.zeros((1, 32, 32, 2))).shape[-1] == 2
 
 
-def test_residual_generators_of_earlier_versions_are_refused():
-    """Their weights fit, but mean another shortcut: grain was a number, before that nothing. Others open."""
+def test_generators_of_earlier_versions_are_refused():
+    """Those whose weights fit, but mean something else: grain was a number, before that nothing, outputs were smoothed.
+    Others open."""
     for grain in (None, 0.05):
         config = make(**{"gan.residual": True})
         with config.unlocked():
@@ -312,6 +313,16 @@ def test_residual_generators_of_earlier_versions_are_refused():
             gan.build(config)
         config.gan.residual = False
         assert gan.build(config).drawn.grain == ()
+    for smooth in (False, True):
+        config = make()
+        with config.unlocked():
+            config.gan.smooth = smooth
+            del config.gan.smooth_doublings
+        if smooth:
+            with pytest.raises(InputError, match="smoothed its output"):
+                gan.build(config)
+        else:
+            assert not gan.build(config).net.smooth
 
 
 def test_augmentation_follows_the_critic():
