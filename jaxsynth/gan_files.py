@@ -16,6 +16,8 @@ from jaxsynth.records import Specimen
 from jaxsynth.sim import brightness, population, sketch
 from jaxsynth.tasks import gan_input
 
+ROUNDING = 1e-4  # of the grey values of sketches in files
+
 
 def labelled(
     model: trained.Trained,
@@ -62,14 +64,21 @@ def labelled(
 def sketched(model: trained.Trained, jobs: Iterable[ImageJob], alpha_vox: float, beta_vox: float) -> list[ImageJob]:
     """Jobs whose sketches and labels come from files, with these labels' position maps; scales as in `labelled`.
 
-    Their background is no darker and no brighter than in training: the generator has seen no other.
+    Their background is even, as in training, at its median; where none of the training was as dark or as bright, at the
+    usual grey value: the generator has seen no other.
     """
-    low, high = gan_input.backgrounds(model.config.gan, model.intensity)
+    low, high = gan_input.background_range(model.config.gan, model.intensity)
+
+    def even(labels, drawn, usual):
+        ground = drawn[labels == 0]
+        grey = np.median(ground) if ground.size else usual
+        known = low - ROUNDING <= grey <= high + ROUNDING
+        return np.where(labels == 0, np.float32(grey if known else usual), drawn)
 
     def draw(job, device=None):
         labels, drawn, spacing_um = job.draw(device)
         kind, step, alpha_um, beta_um, levels = _settings(model, spacing_um, alpha_vox, beta_vox)
-        drawn = np.where(labels == 0, np.clip(drawn, np.float32(low), np.float32(high)), drawn)
+        drawn = even(labels, drawn, levels[0])
         with jax.default_device(device):
             made = Specimen(jnp.asarray(labels, jnp.int32), jnp.zeros(1), *(0,) * 4)
             maps = _position(made, step, _wanted(kind, alpha_um, beta_um, levels))

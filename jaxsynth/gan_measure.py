@@ -17,6 +17,7 @@ from jaxsynth.sim.brightness import ranked
 MOST_IMAGES = 64  # that are read for it, evenly over the set
 MEASURED = ("levels", "grain", "grain_correlation", "clouds")  # of config.gan
 QUANTILES = 17  # that tell how bright the cells of an image are
+LEAST_SPAN = 0.01  # from the dimmest cell to the brightest, in [0, 1]
 LEAST_GRAIN = 1e-3  # standard deviation, in [0, 1]
 BESIDE = 1 / 4  # of what a blurred mask comes to: with less voxels lie beside it
 CLOUDS_FINEST = 1 / 8  # of gan.clouds_vox: standard deviation of the blur that takes out what is finer than clouds
@@ -63,7 +64,7 @@ def measure(
             curves.append(curve)
             correlations.append(correlation)
         if compared and sketches:
-            shown.append(_cells(labels, grey))
+            shown.append((grey.size, *_cells(labels, grey)))
         elif compared:  # of residual generators
             grain = _at_all(np.array(curves[-1:])) if grain_open else own.grain
             shown.append(_moments(labels, grey, grain, opened.spacing_um, own))
@@ -110,19 +111,35 @@ def _cells(labels: np.ndarray, grey: np.ndarray) -> tuple[float | None, np.ndarr
     return (outside.mean() if outside.size else None), np.asarray(ndimage.mean(grey, ranks, range(1, len(ids))))
 
 
-def _of_sketches(shown: Sequence[tuple[float | None, np.ndarray]]) -> tuple[tuple | None, tuple, tuple]:
-    """The mean background, the dimmest and the brightest cell, and between these the tables of each image with cells,
-    and how much brighter its background is than the mean."""
-    backgrounds = [background for background, _ in shown if background is not None]
-    images = [(background, cells) for background, cells in shown if len(cells)]
-    if not (backgrounds and images):
+def _of_sketches(shown: Sequence[tuple[int, float | None, np.ndarray]]) -> tuple[tuple | None, tuple, tuple]:
+    """The mean background, the dimmest and the brightest cell, and between these the tables of each image, and how much
+    brighter its background is than the mean.
+
+    Patches of real images are drawn by voxels, tables with equal chance: a larger image has its own more often. One
+    without cells has the table of all cells.
+
+    Args:
+      shown: of each image its voxels, and the means of its background and cells.
+    """
+    backgrounds = [background for _, background, _ in shown if background is not None]
+    every = np.concatenate([cells for _, _, cells in shown])
+    if not (backgrounds and every.size):
         return None, (), ()
-    usual = np.mean(backgrounds)
-    low, high = min(cells.min() for _, cells in images), max(cells.max() for _, cells in images)
-    span = (high - low) or 1.0
-    tables = _table(np.array([np.quantile((cells - low) / span, np.linspace(0, 1, QUANTILES)) for _, cells in images]))
-    above = [0.0 if background is None else (background - usual) / span for background, _ in images]
-    return (usual, low, high), tables, tuple(round(float(x), 4) for x in above)
+    usual, low, high = (round(float(x), 4) for x in (np.mean(backgrounds), every.min(), every.max()))
+    low = min(low, 1 - LEAST_SPAN)
+    high = max(high, low + LEAST_SPAN)
+    voxels = np.cumsum([count for count, _, _ in shown])
+    even = np.ptp(np.diff(voxels, prepend=0)) == 0
+    at = (
+        range(len(shown))
+        if even
+        else np.searchsorted(voxels, (np.arange(MOST_IMAGES) + 0.5) / MOST_IMAGES * voxels[-1])
+    )
+    tables, above = [], []
+    for _, background, cells in (shown[index] for index in at):
+        tables.append(np.quantile((cells if cells.size else every) - low, np.linspace(0, 1, QUANTILES)) / (high - low))
+        above.append(0.0 if background is None else round(float(background - usual) / (high - low), 4))
+    return (usual, low, high), _table(np.array(tables)), tuple(above)
 
 
 def _moments(labels: np.ndarray, grey: np.ndarray, grain: Sequence, spacing_um, own) -> np.ndarray:

@@ -60,6 +60,8 @@ def open_source(config, saved: dict | None, inherited: dict | None = None) -> So
         if not 0 < own[name] < math.inf:
             raise InputError(f"gan.{name}: expected a positive number of voxels, got {own[name]}")
     gan.build(config)  # says what makes no sense before minutes of reading
+    for before in (saved, inherited):
+        gan.check_version(before["config"].get("gan", {}) if before else {})
     if (own.grain or own.grain_correlation) and not config.model.noise_channel:
         raise InputError("gan.grain and its correlation are of the noise of model.noise_channel: set that, too")
     if own.labels and (own.shape or own.spacing_um):
@@ -250,6 +252,9 @@ def _from_recipe(config, train_set: volumes.VolumeSet, scale, saved: dict | None
     batch_size = data.batch_size
     if own.reuse < 1:
         raise InputError(f"gan.reuse must be at least 1, got {own.reuse}")
+    found = tissues.find(own.recipe)
+    if own.mask == "sketch" and found.populate is None:
+        raise InputError(f"gan.recipe: a sketch of {own.recipe} shows membranes: set gan.mask=boundary")
     cells = saved["cells"] if saved else None
     if not saved and own.recipe == "nuclei":  # the only one whose cells get the size of those in the images
         seen = survey.survey(train_set, scale)
@@ -258,7 +263,6 @@ def _from_recipe(config, train_set: volumes.VolumeSet, scale, saved: dict | None
     plan = specimens.plan(own.recipe, tuple(own.shape) or None, tuple(own.spacing_um) or None, None, metadata)
     if not data.allow_padding and any(np.less(plan.shape, patch)):
         raise InputError(f"gan.shape: {plan.shape} is smaller than the patch {patch} and padding is refused")
-    found = tissues.find(plan.recipe)
     num_range = plan.num_range or tissues.num_cells_range(found, plan.shape, plan.drawn_at_um)
     levels = gan_input.sketch_levels(own)
     given = population.as_bright_as(scale.brightness, scale.backgrounds)

@@ -43,9 +43,7 @@ def make(args) -> None:
         levels=tuple(levels), maps=tuple(dict.fromkeys(args.maps or ())), alpha_um=alpha * step, beta_um=beta * step,
         render=args.render, merge=args.merge or 0.0,
     )  # fmt: skip
-    given, model, settings = read_given(args, jobs[0].plan)
-    if brightness:
-        given = given._replace(brightness=brightness.table, background=brightness.background)
+    given, model, settings = read_given(args, jobs[0].plan, brightness)
     psf, seen_through = read_psf(args, jobs[0].plan)
     settings |= told | seen_through
     settings |= {"alpha": alpha, "beta": beta, "organism": "closed"} if "position" in wanted.maps else {}
@@ -129,8 +127,9 @@ def _jobs(args, metadata: dict | None) -> list[Job]:
     return [Job(f"{args.recipe}_{index:04d}", plan) for index in range(args.num)]
 
 
-def read_given(args, plan: specimens.Specimens):
-    """What --mask, --shape_model and --clustering bring: (Given, model or None, what the manifest tells of them)."""
+def read_given(args, plan: specimens.Specimens, brightness=None):
+    """What --mask, --shape_model, --clustering and `fit_brightness` bring: (Given, model or None, what the manifest
+    tells of the first three)."""
     from jaxsynth.data import shapes, volumes
     from jaxsynth.sim import tissues
 
@@ -141,6 +140,8 @@ def read_given(args, plan: specimens.Specimens):
     if args.clustering is not None and not found.clusters:
         raise InputError(f"--clustering: recipe {plan.recipe} has a way of its own to place its cells")
     given = tissues.NOTHING._replace(clustering=args.clustering)
+    if brightness:
+        given = given._replace(brightness=brightness.table, backgrounds=brightness.backgrounds)
     told = {"mask": None, "shape_model": None, "clustering": args.clustering}
     if args.mask:
         mask = volumes.read_labels(args.mask)
@@ -172,15 +173,14 @@ def fit_brightness(args, intensity):
       (intensity, `sim.brightness.Brightness` or None, what the manifest tells); the normalisation is fitted where no
       checkpoint has one. Without such images the brightness is the checkpoint's, where it knows that.
     """
-    import jax.numpy as jnp
-
-    from jaxsynth.sim import brightness
+    from jaxsynth.sim import brightness, population
 
     if not args.brightness_images:
-        known = intensity is not None and intensity.brightness
-        backgrounds = jnp.asarray(intensity.backgrounds) if known and intensity.backgrounds else None
-        found = known and brightness.Brightness(jnp.asarray(known), tuple(intensity.levels), backgrounds)
-        return intensity, found or None, {"brightness_images": None}
+        found = None
+        if intensity is not None and intensity.brightness:
+            seen = population.as_bright_as(intensity.brightness, intensity.backgrounds)
+            found = brightness.Brightness(seen.brightness, tuple(intensity.levels), seen.backgrounds)
+        return intensity, found, {"brightness_images": None}
     from jaxsynth.data import intensity as intensities
     from jaxsynth.data import volumes
 

@@ -39,9 +39,7 @@ def make(args) -> None:
     plan = recipe_files.plan_of(args, metadata)
     intensity, brightness, told = recipe_files.fit_brightness(args, outputs.intensity(metadata))
     levels = tuple(brightness.levels if brightness else intensity.levels if intensity else LEVELS)
-    given, model, settings = recipe_files.read_given(args, plan)
-    if brightness:
-        given = given._replace(brightness=brightness.table, background=brightness.background)
+    given, model, settings = recipe_files.read_given(args, plan, brightness)
     psf, seen_through = recipe_files.read_psf(args, plan)
     rates = {
         "cycle_frames": CYCLE_FRAMES if args.cycle_frames is None else args.cycle_frames,
@@ -73,7 +71,7 @@ def make(args) -> None:
 
     def make_one(out: Path, name: str) -> dict:
         key = keys.stream(root, outputs.STREAM, name)
-        own, background = population.of_one_image(keys.stream(key, "cells"), given)
+        own, background = population.exposed(keys.stream(key, "cells"), given)
         life, site, asked = live(key, recipe, plan, num_frames, given=own, model=model, **rates)
         files = names(out, name)
 

@@ -31,7 +31,10 @@ FREE = {
     "gan": {"labels", "image_labels", "val_image_labels", "dataset", "reuse"},
 }
 # Keys that runs of earlier versions lack, and how those were trained.
-EARLIER = {"diffusion": {"prediction": "noise", "weighting": "none", "snr_cap": 5.0}}
+EARLIER = {
+    "diffusion": {"prediction": "noise", "weighting": "none", "snr_cap": 5.0},
+    "gan": {"smooth_doublings": False},
+}
 
 
 def find_task(name: str):

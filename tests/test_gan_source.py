@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 from scipy.special import ndtr
 
-from jaxsynth import cli, devices, gan_source, keys
+from jaxsynth import cli, devices, gan_measure, gan_source, keys
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import stream, unpaired, volumes
 from jaxsynth.errors import InputError
@@ -208,10 +208,11 @@ def test_cells_are_as_bright_as_in_labelled_images(files, tmp_path):
         grounds.append(image[labels == 0][0])
     assert greys[0].max() < greys[1].min()
     background, dim, bright = config.gan.levels
-    ends = dim + (bright - dim) * np.array(scale.brightness)[:, [0, -1]]
+    by_image = sorted(set(zip(scale.backgrounds, scale.brightness, strict=True)))  # of different sizes
+    ends = dim + (bright - dim) * np.array([table for _, table in by_image])[:, [0, -1]]
     np.testing.assert_allclose(ends, [[own.min(), own.max()] for own in greys], atol=1e-3)
     assert np.isclose(background, np.mean(grounds), atol=1e-3)
-    np.testing.assert_allclose(background + (bright - dim) * np.array(scale.backgrounds), grounds, atol=1e-3)
+    np.testing.assert_allclose(background + (bright - dim) * np.unique(scale.backgrounds), grounds, atol=1e-3)
     assert grounds[0] < grounds[1] - 0.1
     drawn_as = []
     for batch in batches:
@@ -226,6 +227,24 @@ def test_cells_are_as_bright_as_in_labelled_images(files, tmp_path):
     assert 0.2 < np.mean(drawn_as) < 0.8
 
 
+def test_sketches_of_images_of_several_sizes_and_without_cells():
+    """A large image's table comes as often as its voxels do; an image without cells has its own background."""
+    cells = np.array([0.4, 0.6])
+    (usual, low, high), tables, above = gan_measure._of_sketches(
+        [(300, 0.1, cells), (100, 0.3, np.zeros(0)), (100, None, cells + 0.2)]
+    )
+    assert (usual, low, high) == (0.2, 0.4, 0.8) and len(tables) == len(above)
+    share = [np.isclose(above, own, atol=1e-3).mean() for own in (-0.25, 0.25, 0)]
+    np.testing.assert_allclose(share, [0.6, 0.2, 0.2], atol=0.02)
+    ends = {shift: (table[0], table[-1]) for shift, table in zip(above, tables, strict=True)}
+    assert ends == {-0.25: (0, 0.5), 0.25: (0, 1), 0: (0.5, 1)}
+    # Of one size each comes once; cells that are all alike leave room for backgrounds to differ.
+    (usual, low, high), tables, above = gan_measure._of_sketches([(9, 0.1, cells[:1] + 0.6), (9, 0.5, cells[:1] + 0.6)])
+    assert low < high <= 1 and len(tables) == 2
+    np.testing.assert_allclose(usual + (high - low) * np.array(above), [0.1, 0.5], atol=1e-4)
+    assert gan_measure._of_sketches([(9, 0.1, np.zeros(0))])[0] is None
+
+
 @pytest.mark.parametrize("files", [2], indirect=True)
 def test_sketches_of_specimens(files, tmp_path):
     own = {"gan.labels": "", "gan.recipe": "nuclei", "gan.shape": (48, 48), "gan.spacing_um": (0.5, 0.5),
@@ -237,9 +256,11 @@ def test_sketches_of_specimens(files, tmp_path):
     config = configure(files, **own | {"gan.levels": (), "gan.reuse": 1, "data.path": str(tmp_path / "images")})
     batches, _, told, _ = take(config, 8)
     background, dim, bright = config.gan.levels
-    dark, light = dim + (bright - dim) * np.array(told["intensity"]["brightness"])
+    scale = intensities.Intensity.from_dict(told["intensity"])
+    above, tables = zip(*sorted(set(zip(scale.backgrounds, scale.brightness, strict=True))), strict=True)
+    dark, light = dim + (bright - dim) * np.array(tables)
     assert dark[-1] < light[0]
-    grounds = background + (bright - dim) * np.array(told["intensity"]["backgrounds"])
+    grounds = background + (bright - dim) * np.array(above)
     kinds = set()
     for patch in (patch for batch in batches for patch in batch["mask"]):
         number = int(np.abs(patch - grounds[1]).min() < np.abs(patch - grounds[0]).min())
@@ -288,6 +309,10 @@ def test_specimens_instead_of_files(files):
         ({"gan.image_labels": "{labels}"}, "has no label image for 0.tif"),
         ({"gan.image_labels": "{shifted}"}, "differ in shape"),
         ({"gan.labels": "", "gan.recipe": "nuclei", "gan.reuse": 0}, "gan.reuse must be at least 1"),
+        (
+            {"gan.labels": "", "gan.recipe": "arabidopsis", "gan.mask": "sketch"},
+            "a sketch of arabidopsis shows membranes",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_said(tmp_path, overrides, message):
@@ -306,6 +331,14 @@ def test_what_cannot_be_used_is_said(tmp_path, overrides, message):
         config.update_from_flattened_dict(filled)
     with pytest.raises(InputError, match=message):
         gan_source.open_source(config, None)
+
+
+@pytest.mark.parametrize("files", [2], indirect=True)
+def test_runs_whose_weights_meant_something_else_are_not_gone_on_with(files):
+    saved = {"config": {"gan": {"smooth": True}}}
+    for given in ((saved, None), (None, saved)):
+        with pytest.raises(InputError, match="which is no more"):
+            gan_source.open_source(configure(files), *given)
 
 
 @pytest.mark.parametrize("files", [2], indirect=True)

@@ -251,7 +251,8 @@ class LeakyUpStage(nn.Module):
     [B, *S, C_in] -> [B, *2S, channels / 2**D]. Names are as in `ConvStage`.
 
     With `smooth` what the shuffle makes is weighted with 1/4, 1/2, 1/4 along every axis, so that nothing in it
-    alternates from voxel to voxel, and the voxels made of one begin alike: at first it interpolates.
+    alternates from voxel to voxel, and the voxels made of one begin alike: at first it interpolates. Not with the norm
+    `group`, whose groups are of neighbouring channels: of few different values it would leave their order alone.
     """
 
     channels: int
@@ -261,7 +262,7 @@ class LeakyUpStage(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = alike(x.ndim - 2) if self.smooth else he_normal
+        init = alike(x.ndim - 2) if self.smooth and self.norm != "group" else he_normal
         x = Conv(self.channels, 1, False, self.dtype, kernel_init=init, name="conv_0")(x)
         x = pixel_shuffle(leaky(Norm(self.norm, name="norm_1")(x)))
         for axis in range(1, x.ndim - 1) if self.smooth else ():

@@ -24,17 +24,18 @@ QUANTILES = 257
 
 @struct.dataclass
 class Brightness:
-    """Brightness of cells as measured; `sketch(labels, draw(key, table, N + 1), levels=levels)` looks like it.
+    """Brightness of cells as measured; `sketch(ranks, of_ranks(key, N, table, backgrounds), levels=levels)` looks like
+    it.
 
     Attributes:
       table: float32 [Q] or [T, Q], quantiles of the relative brightness, 0 for the dimmest cell, 1 for the brightest.
       levels: the grey of the background, of the dimmest cell and of the brightest, in [-1, 1]; static.
-      background: float32 [T], of each of several tables; None: that of the levels for all.
+      backgrounds: float32 [T], of each of several tables; None: that of the levels for all.
     """
 
     table: jax.Array
     levels: tuple[float, float, float] = struct.field(pytree_node=False)
-    background: jax.Array | None = None
+    backgrounds: jax.Array | None = None
 
 
 def uniform(low: float = 0.0, high: float = 1.0) -> jax.Array:
@@ -62,17 +63,17 @@ def draw(key: jax.Array, table: jax.Array, num: int) -> jax.Array:
     return (1 - part) * table[below] + part * table[below + 1]
 
 
-def of_one_image(key: jax.Array, table: jax.Array, background: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+def of_one_image(key: jax.Array, table: jax.Array, backgrounds: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """The table that `draw` takes with the same key, float32 [Q], and the background that goes with it, float32 [].
 
     Args:
       key, table: as in `draw`.
-      background: float32 [T], as in `Brightness`.
+      backgrounds: float32 [T], as in `Brightness`.
     """
     if table.ndim == 1:
         return table, jnp.zeros(())
     row = jax.random.randint(keys.stream(key, "table"), (), 0, table.shape[0])
-    return table[row], jnp.zeros(()) if background is None else background[row]
+    return table[row], jnp.zeros(()) if backgrounds is None else backgrounds[row]
 
 
 def fit(means: np.ndarray, background: float) -> Brightness:
@@ -135,7 +136,7 @@ def ranked(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     return ranks.astype(np.int32), ids, 2 ** math.ceil(math.log2(max(len(ids) - 1, 63) + 1))
 
 
-def of_ranks(key: jax.Array, capacity: int, table: Sequence = (), background: Sequence = ()) -> jax.Array:
+def of_ranks(key: jax.Array, capacity: int, table: Sequence = (), backgrounds: Sequence = ()) -> jax.Array:
     """The brightness of every rank of label files, where nothing is known of it: float32 [capacity + 1], entry 0 as in
     `records.Specimen`.
 
@@ -143,11 +144,11 @@ def of_ranks(key: jax.Array, capacity: int, table: Sequence = (), background: Se
       key: of the file.
       capacity: static, see `ranked`.
       table: as `draw` takes it, such as `Intensity.brightness`; (): U(0, 1).
-      background: of each of several tables, such as `Intensity.backgrounds`; (): the usual one.
+      backgrounds: of each of several tables, such as `Intensity.backgrounds`; (): the usual one.
     """
     key = keys.stream(key, "brightness")
     table = jnp.asarray(table, jnp.float32) if len(table) else uniform()
-    own, shift = of_one_image(key, table, jnp.asarray(background, jnp.float32) if len(background) else None)
+    own, shift = of_one_image(key, table, jnp.asarray(backgrounds, jnp.float32) if len(backgrounds) else None)
     return draw(key, own, capacity + 1).at[0].set(shift)
 
 

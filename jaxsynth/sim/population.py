@@ -48,7 +48,7 @@ class Given(NamedTuple):
       mask: bool [*S], where cells may be.
       organism: float32 [K(, K)], a table of radii (`sim.starshape`), micrometres: the organism's shape.
       brightness: float32 [Q] or [T, Q], a quantile table or several (`sim.brightness`).
-      background: float32 [T], the background that goes with each of several tables; None: the usual one.
+      backgrounds: float32 [T], the background that goes with each of several tables; None: the usual one.
       clustering: float [] in [0, 1], the probability of a cell to be put next to one already there (002, 003), in
         fields of nuclei.
     """
@@ -57,7 +57,7 @@ class Given(NamedTuple):
     mask: jax.Array | None = None
     organism: jax.Array | None = None
     brightness: jax.Array | None = None
-    background: jax.Array | None = None
+    backgrounds: jax.Array | None = None
     clustering: jax.Array | None = None
 
 
@@ -149,17 +149,17 @@ def collect(key, site, given, centres, radii_um, rotation, placed, overflow) -> 
 
 def as_bright_as(tables: Sequence, backgrounds: Sequence) -> Given:
     """The brightness of some images alone, as `Intensity.brightness` and `.backgrounds` have it; (): not known."""
-    table, background = (jnp.asarray(rows, jnp.float32) if len(rows) else None for rows in (tables, backgrounds))
-    return Given(brightness=table, background=background)
+    found = (jnp.asarray(rows, jnp.float32) if len(rows) else None for rows in (tables, backgrounds))
+    return Given(**dict(zip(("brightness", "backgrounds"), found, strict=True)))
 
 
-def of_one_image(key: jax.Array, given: Given) -> tuple[Given, jax.Array]:
+def exposed(key: jax.Array, given: Given) -> tuple[Given, jax.Array]:
     """What the user brings with one of several tables of brightness, and the background that goes with it; `key` is
     that which cells are drawn with."""
     if given.brightness is None:
         return given, jnp.zeros(())
-    table, background = brightness.of_one_image(keys.stream(key, "brightness"), given.brightness, given.background)
-    return given._replace(brightness=table, background=None), background
+    table, background = brightness.of_one_image(keys.stream(key, "brightness"), given.brightness, given.backgrounds)
+    return given._replace(brightness=table, backgrounds=None), background
 
 
 def shine(key: jax.Array, num: int, given: Given) -> jax.Array:

@@ -38,13 +38,19 @@ def sketch(
     """
     background, dim, bright = levels
     grey = dim + jnp.clip(brightness, 0.0, 1.0) * (bright - dim)
-    background = jnp.clip(background + brightness[0] * (bright - dim), -1.0, 1.0)
+    background = background_grey(brightness[0], levels)
     if shade is None and not stacked:
         return grey.at[0].set(background).astype(jnp.float32)[labels]
     above = (grey - background).at[0].set(0.0).astype(jnp.float32)[labels]
     above = above if shade is None else above * shade
     above = jnp.sum(above, axis=0) if stacked else above
     return jnp.clip(background + above, -1.0, 1.0)
+
+
+def background_grey(above: jax.Array, levels: tuple[float, float, float]) -> jax.Array:
+    """The grey of a background, in [-1, 1]; `above` is how much brighter than usual it is (`records.Specimen`)."""
+    background, dim, bright = levels
+    return jnp.clip(background + above * (bright - dim), -1.0, 1.0)
 
 
 def membrane_sketch(

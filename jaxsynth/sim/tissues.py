@@ -192,11 +192,10 @@ def specimen(key: jax.Array, recipe: Recipe, num_cells: jax.Array, site: Site, g
       num_cells: int32 [], how many to place; without effect where `recipe.num_cells` is None.
     """
     key = keys.stream(key, "cells")
-    given, background = population.of_one_image(key, given)
     if recipe.populate is None:
-        made = recipe.draw(key, num_cells, site, given)
-    else:
-        made = population.draw(recipe.populate, key, num_cells, site, given)
+        return recipe.draw(key, num_cells, site, given)
+    given, background = population.exposed(key, given)
+    made = population.draw(recipe.populate, key, num_cells, site, given)
     return made.replace(brightness=made.brightness.at[0].set(background))
 
 

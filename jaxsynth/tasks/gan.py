@@ -76,6 +76,12 @@ class Parts:
     ema_decay: float
 
 
+def check_version(own: dict) -> None:
+    """Raises InputError for config.gan of an earlier version whose weights mean something else by now."""
+    if own.get("smooth"):
+        raise InputError("a GAN of an earlier version, with gan.smooth, which is no more: train it again")
+
+
 def build(config: ConfigDict) -> Parts:
     """Networks and optimiser of a configuration.
 
@@ -87,8 +93,7 @@ def build(config: ConfigDict) -> Parts:
         if own["residual"]:
             raise InputError("a residual GAN of an earlier version, whose shortcut was another: train it again")
         own["grain"] = ()
-    if own.get("smooth"):
-        raise InputError("a GAN of an earlier version, which smoothed its output (gan.smooth): train it again")
+    check_version(own)
     if own["clouds"] and isinstance(own["clouds"][0], float | int):  # of an earlier version, alike everywhere
         own["clouds"] = (own["clouds"],) * 3
     if len(own["clouds"]) == 2:  # of an earlier version, on masks as beside them

@@ -13,7 +13,7 @@ from jaxsynth.data.unpaired import MOST_LEVEL, middle
 from jaxsynth.diffusion import samplers
 from jaxsynth.errors import InputError
 from jaxsynth.sim import deform
-from jaxsynth.sim.sketch import LEVELS, blur
+from jaxsynth.sim.sketch import LEVELS, background_grey, blur
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Drawn:
     """How masks become the generator's input.
 
     Attributes:
-      background: grey value in [0, 1] of the images' background.
+      background: grey value in [0, 1] of the images' background, of sketches its mean.
       contrast: of masks' cells to it; None: masks are sketches, which have their grey values.
       sigma: blur of masks, voxels.
       middle: what blurred masks come to where they are all there, see `unpaired.middle`.
@@ -107,11 +107,10 @@ def sketch_levels(own: ConfigDict) -> tuple[float, ...]:
     return tuple(round(2 * level - 1, 4) for level in levels_of(own)) if own.mask == "sketch" else LEVELS
 
 
-def backgrounds(own: ConfigDict, scale: Intensity) -> tuple[float, float]:
+def background_range(own: ConfigDict, scale: Intensity) -> tuple[float, float]:
     """The darkest and the brightest background, in [-1, 1], of the sketches that config.gan asks for."""
-    usual, dim, bright = sketch_levels(own)
-    all_of_them = [max(-1.0, min(usual + above * (bright - dim), 1.0)) for above in scale.backgrounds or (0.0,)]
-    return min(all_of_them), max(all_of_them)
+    greys = np.asarray(background_grey(jnp.asarray(scale.backgrounds or (0.0,)), sketch_levels(own)))
+    return float(greys.min()), float(greys.max())
 
 
 def generator_input(drawn: Drawn, own_keys: jax.Array, maps: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ from scipy import special
 from jaxsynth.data import tile_grid, tiles
 from jaxsynth.errors import InputError
 from jaxsynth.nn import gan
+from jaxsynth.nn.blocks import LeakyUpStage
 from jaxsynth.nn.gan import Critic, Generator
 from jaxsynth.nn.unet import FACTOR
 
@@ -144,6 +145,19 @@ def test_at_first_images_are_grey_and_all_weights_learn():
     assert jax.tree.structure(plain) == jax.tree.structure(again)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(a).max(), 1e-3), rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_smooth_doublings_at_first_pass_on_what_they_see(norm):
+    """In 3D, where all eight voxels of one begin alike: a little change of the input is a little change of the output,
+    not a jump."""
+    stage = LeakyUpStage(32, norm, smooth=True)
+    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 4, 32))
+    params = jax.jit(stage.init)(jax.random.key(1), x)
+    change = 1e-3 * jax.random.normal(jax.random.key(2), x.shape)
+    before, after = (_apply(stage, params, own) for own in (x, x + change))
+    share = np.linalg.norm(after - before) / np.linalg.norm(before) / 1e-3
+    assert 0.3 < share < 3
 
 
 def test_the_critic_at_first_has_logits_near_one_and_in_other_forms_the_same():
