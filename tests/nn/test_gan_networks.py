@@ -149,15 +149,15 @@ def test_at_first_images_are_grey_and_all_weights_learn():
 
 @pytest.mark.parametrize("norm", ["none", "group"])
 def test_smooth_doublings_at_first_pass_on_what_they_see(norm):
-    """In 3D, where all eight voxels of one begin alike: a little change of the input is a little change of the output,
-    not a jump."""
+    """In 3D, where all eight voxels of one begin alike: a little change of the input is one of the output nearly
+    everywhere, not a jump at a few places."""
     stage = LeakyUpStage(32, norm, smooth=True)
     x = jax.random.normal(jax.random.key(0), (1, 4, 4, 4, 32))
     params = jax.jit(stage.init)(jax.random.key(1), x)
     change = 1e-3 * jax.random.normal(jax.random.key(2), x.shape)
     before, after = (_apply(stage, params, own) for own in (x, x + change))
-    share = np.linalg.norm(after - before) / np.linalg.norm(before) / 1e-3
-    assert 0.3 < share < 3
+    changed = np.median(np.abs(after - before)) / np.median(np.abs(before)) / 1e-3
+    assert 0.1 < changed < 10
 
 
 def test_the_critic_at_first_has_logits_near_one_and_in_other_forms_the_same():
