@@ -27,7 +27,8 @@ def get_config():
     config.data.normalization = "asinh"  # a linear one leaves the background's grain at a hundredth of the range
     config.gan.residual = True
     config.model.noise_channel = True
-    config.model.norm = "group"
+    config.model.norm = "none"  # normalised at every voxel alone (group), cells had steps in brightness
+    config.gan.smooth_doublings = True  # without it and without norms, a pattern of the doublings
     config.gan.critic_norm = "none"
     config.gan.critic_gain = 4.0  # without a norm it else hardly learns, in 150 steps at least
     config.gan.sigma = 2.0  # walls are wider in images than in masks

@@ -81,6 +81,7 @@ def read_config(features: int, critic_features: int):
         "gan.residual": False,
         "gan.smooth_doublings": False,
         "gan.critic_gain": 1.0,
+        "gan.critic_shift": 0,
         "gan.critic_mask": False,
         "gan.r1": 0.0,
         "model.noise_channel": False,
