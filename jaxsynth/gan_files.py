@@ -13,10 +13,8 @@ from jaxsynth.data import volumes
 from jaxsynth.errors import InputError
 from jaxsynth.image_files import ImageJob
 from jaxsynth.records import Specimen
-from jaxsynth.sim import brightness, population, sketch
+from jaxsynth.sim import brightness, population, sketch, tissues
 from jaxsynth.tasks import gan_input
-
-ROUNDING = 1e-4  # of the grey values of sketches in files
 
 
 def labelled(
@@ -64,21 +62,17 @@ def labelled(
 def sketched(model: trained.Trained, jobs: Iterable[ImageJob], alpha_vox: float, beta_vox: float) -> list[ImageJob]:
     """Jobs whose sketches and labels come from files, with these labels' position maps; scales as in `labelled`.
 
-    Their background is even, as in training, at its median; where none of the training was as dark or as bright, at the
-    usual grey value: the generator has seen no other.
+    Their background is even, at its median, and no darker and no brighter than in training: the generator has seen no
+    other.
     """
     low, high = gan_input.background_range(model.config.gan, model.intensity)
-
-    def even(labels, drawn, usual):
-        ground = drawn[labels == 0]
-        grey = np.median(ground) if ground.size else usual
-        known = low - ROUNDING <= grey <= high + ROUNDING
-        return np.where(labels == 0, np.float32(grey if known else usual), drawn)
 
     def draw(job, device=None):
         labels, drawn, spacing_um = job.draw(device)
         kind, step, alpha_um, beta_um, levels = _settings(model, spacing_um, alpha_vox, beta_vox)
-        drawn = even(labels, drawn, levels[0])
+        ground = drawn[labels == 0]
+        grey = np.clip(np.median(ground), low, high) if ground.size else low
+        drawn = np.where(labels == 0, np.float32(grey), drawn)
         with jax.default_device(device):
             made = Specimen(jnp.asarray(labels, jnp.int32), jnp.zeros(1), *(0,) * 4)
             maps = _position(made, step, _wanted(kind, alpha_um, beta_um, levels))
@@ -98,8 +92,13 @@ def simulated(
     alpha_vox: float | None = None,
     beta_vox: float | None = None,
 ) -> list[ImageJob]:
-    """Jobs that simulate their cells; `alpha_vox`, `beta_vox`: as in `labelled`."""
+    """Jobs that simulate their cells; `alpha_vox`, `beta_vox`: as in `labelled`.
+
+    Raises:
+      InputError: sketches of membranes.
+    """
     kind, _, *how = _settings(model, recipe.drawn_at_um, alpha_vox, beta_vox)
+    gan_input.check_recipe(kind, tissues.find(recipe.recipe))
     drawer = specimens.drawer(recipe, _wanted(kind, *how))
     given = population.as_bright_as(model.intensity.brightness, model.intensity.backgrounds)
 

@@ -15,6 +15,7 @@ from jaxsynth.errors import InputError
 from jaxsynth.sim.brightness import ranked
 
 MOST_IMAGES = 64  # that are read for it, evenly over the set
+MOST_TABLES = 4 * MOST_IMAGES  # of images of several sizes: with fewer small ones would be left out
 MEASURED = ("levels", "grain", "grain_correlation", "clouds")  # of config.gan
 QUANTILES = 17  # that tell how bright the cells of an image are
 LEAST_SPAN = 0.01  # from the dimmest cell to the brightest, in [0, 1]
@@ -130,11 +131,8 @@ def _of_sketches(shown: Sequence[tuple[int, float | None, np.ndarray]]) -> tuple
     high = max(high, low + LEAST_SPAN)
     voxels = np.cumsum([count for count, _, _ in shown])
     even = np.ptp(np.diff(voxels, prepend=0)) == 0
-    at = (
-        range(len(shown))
-        if even
-        else np.searchsorted(voxels, (np.arange(MOST_IMAGES) + 0.5) / MOST_IMAGES * voxels[-1])
-    )
+    shares = (np.arange(MOST_TABLES) + 0.5) / MOST_TABLES
+    at = range(len(shown)) if even else np.searchsorted(voxels, shares * voxels[-1])
     tables, above = [], []
     for _, background, cells in (shown[index] for index in at):
         tables.append(np.quantile((cells if cells.size else every) - low, np.linspace(0, 1, QUANTILES)) / (high - low))

@@ -253,8 +253,7 @@ def _from_recipe(config, train_set: volumes.VolumeSet, scale, saved: dict | None
     if own.reuse < 1:
         raise InputError(f"gan.reuse must be at least 1, got {own.reuse}")
     found = tissues.find(own.recipe)
-    if own.mask == "sketch" and found.populate is None:
-        raise InputError(f"gan.recipe: a sketch of {own.recipe} shows membranes: set gan.mask=boundary")
+    gan_input.check_recipe(own.mask, found)
     cells = saved["cells"] if saved else None
     if not saved and own.recipe == "nuclei":  # the only one whose cells get the size of those in the images
         seen = survey.survey(train_set, scale)

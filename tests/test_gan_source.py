@@ -311,7 +311,7 @@ def test_specimens_instead_of_files(files):
         ({"gan.labels": "", "gan.recipe": "nuclei", "gan.reuse": 0}, "gan.reuse must be at least 1"),
         (
             {"gan.labels": "", "gan.recipe": "arabidopsis", "gan.mask": "sketch"},
-            "a sketch of arabidopsis shows membranes",
+            "recipe arabidopsis: its sketches show membranes",
         ),
     ],
 )

@@ -143,6 +143,21 @@ def test_cells_are_as_bright_as_those_of_the_training(labels, tmp_path):
             kind = "dim" if relative.max() < 0.1001 else "bright" if relative.min() > 0.8999 else "mixed"
             kinds.add((kind, background(drawing[~cells])))
         assert kinds == {("dim", 0.05), ("bright", 0.3)}
+    # Backgrounds in files are even, and no darker or brighter than any of the training.
+    folder, made = tmp_path / "labels_sketches" / "sketches", []
+    drawing, outside = volumes.read(folder / "0.tif"), own == 0
+    brightest = np.float32(ground + 0.3 * (bright - dim))
+    for name, grey in (
+        ("at", brightest),
+        ("beyond", 0.99),
+        ("uneven", np.where(np.indices(own.shape).sum(0) % 9, 2, 0)),
+    ):
+        volumes.write(
+            folder / "0.tif", np.where(outside, np.minimum(grey, 1), drawing).astype(np.float32), spacing_um=(0.5, 0.5)
+        )
+        made.append(sample(model, tmp_path / name, "--sketches", folder)["0"])
+    np.testing.assert_array_equal(made[0], made[1])
+    np.testing.assert_array_equal(made[0], made[2])
     # A film has one background.
     folder, seen = simulated("film", *of_recipe, "--frames", 2, "--death_rate", 0), set()
     for film in range(1, 7):

@@ -43,7 +43,7 @@ class Intensity:
       levels: (background, dim, bright) of the set in [-1, 1], for sketches that shall look like it: the median of
         the background, the 10th and the 95th percentile of the cells' voxels.
       brightness: how bright cells are, from 0 (dim) to 1 (bright): for each of some annotated images a quantile table
-        (`sim.brightness`); (): not known, any.
+        (`sim.brightness`), that of a large one several times; (): not known, any.
       backgrounds: how much brighter the background of each of these images is than that of the levels, from 0 to 1
         being from dim to bright; (): not known, as the levels have it.
     """

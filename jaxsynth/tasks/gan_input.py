@@ -14,6 +14,7 @@ from jaxsynth.diffusion import samplers
 from jaxsynth.errors import InputError
 from jaxsynth.sim import deform
 from jaxsynth.sim.sketch import LEVELS, background_grey, blur
+from jaxsynth.sim.tissues import Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,12 @@ def levels_of(own: dict | ConfigDict) -> tuple[float, ...]:
 def sketch_levels(own: ConfigDict) -> tuple[float, ...]:
     """The grey values in [-1, 1] of the sketches that config.gan asks for; where it asks for none, any."""
     return tuple(round(2 * level - 1, 4) for level in levels_of(own)) if own.mask == "sketch" else LEVELS
+
+
+def check_recipe(mask: str, recipe: Recipe) -> None:
+    """Raises InputError where sketches are to be of membranes, which are those of nuclei here."""
+    if mask == "sketch" and recipe.populate is None:
+        raise InputError(f"recipe {recipe.name}: its sketches show membranes, not nuclei: use gan.mask=boundary")
 
 
 def background_range(own: ConfigDict, scale: Intensity) -> tuple[float, float]:
