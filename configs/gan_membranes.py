@@ -33,7 +33,7 @@ def get_config():
     config.gan.critic_gain = 4.0  # without a norm it else hardly learns, in 150 steps at least
     config.gan.sigma = 2.0  # walls are wider in images than in masks
     config.gan.clouds_vox = 16.0  # without it all backgrounds are equally bright, which the critic soon sees
-    config.gan.critic_shift = 3  # without it stripes of the doublings, seen on walls
+    config.gan.critic_shift = 3  # stripes were seen without it, when doublings were not smooth
     config.gan.r1 = 0.05
     config.gan.critic_rate = 0.5
     config.gan.r1_every = 8

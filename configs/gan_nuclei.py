@@ -6,7 +6,8 @@
 In 2D or 3D as the images are. Where label images are those of the images, or like them, add
 --config.gan.critic_mask=True: the critic then sees how bright each cell is to be. Small ones that train on a CPU in a
 quarter to half an hour are in jaxsynth/experiment_sets.py, `python -m jaxsynth.experiment --sets embryo3d --arms gan`;
-in 2D with --config.gan.r1=0.01 --config.model.norm=none --config.gan.smooth_doublings=True --config.gan.critic_shift=3.
+in 2D with --config.gan.r1=0.01 --config.gan.critic_rate=1.0 --config.model.norm=none
+--config.gan.smooth_doublings=True --config.gan.critic_shift=3.
 """
 
 from configs import gan_membranes
@@ -17,7 +18,7 @@ def get_config():
     config = gan_membranes.get_config()
     config.gan.mask = "sketch"
     config.gan.sigma = 1.0
-    # In 3D, without norms, the critic won (docs/gan_trials.md); with them the next two were not tried.
+    # In 3D without norms the critic won, and with them smooth doublings learnt worse (docs/gan_trials.md).
     config.model.norm = "group"
     config.gan.smooth_doublings = False
     config.gan.critic_shift = 0
