@@ -84,7 +84,8 @@ def _from_file(source: Path, content: dict, network) -> dict:
         config["seg"] |= {"target": "centroid", "scale": (1.0,) * network.rank, "diameter_vox": 0.0}
         return config
     config["model"]["noise_channel"] = network.in_channels > 2  # only files written here have it
-    plain = {"critic_norm": "", "residual": False, "critic_gain": 1.0, "critic_rate": 1.0, "r1": 0.0, "identity": 1.0}
+    plain = {"critic_norm": "", "critic_gain": 1.0, "critic_rate": 1.0, "critic_shift": 0, "r1": 0.0, "identity": 1.0}
+    plain |= {"residual": False, "smooth_doublings": False}
     plain |= {"critic_mask": False, "sigma": 0.0, "clouds_vox": 16.0 if network.in_channels > 3 else 0.0}
     config["gan"] |= plain
     if network.critic_features:

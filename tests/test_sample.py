@@ -254,7 +254,7 @@ def test_workers_make_what_one_run_makes(dataset, model, monkeypatch, tmp_path, 
 
 def test_interrupted_and_continued(model, monkeypatch, tmp_path):
     """Ctrl-C in a process of its own: no half file, and what is there and what comes after are what one run makes."""
-    words = ["--checkpoint", model, "--num_evaluations", 3, *RECIPE, "--num", 32]
+    words = ["--checkpoint", model, "--num_evaluations", 3, *RECIPE, "--num", 96]
     out = tmp_path / "set"
     command = [sys.executable, "-m", "jaxsynth.sample", *map(str, words), "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -268,12 +268,12 @@ def test_interrupted_and_continued(model, monkeypatch, tmp_path):
     assert {file.suffix for file in files} == {".tif", ".json"} and not list(out.rglob(".*"))
     told = json.loads((out / "manifest.json").read_text())["files"]
     finished = [name for name, entry in told.items() if "num_cells" in entry]
-    assert 0 < len(finished) < len(told) == 32
+    assert 0 < len(finished) < len(told) == 96
     before = {file: file.stat().st_mtime_ns for file in files if file.stem in finished}
     assert len(before) == 3 * len(finished)
-    again = sample(monkeypatch, model, out, *RECIPE, "--num", 32)
+    again = sample(monkeypatch, model, out, *RECIPE, "--num", 96)
     assert all(file.stat().st_mtime_ns == at for file, at in before.items())
-    same(again, sample(monkeypatch, model, tmp_path / "other", *RECIPE, "--num", 32))
+    same(again, sample(monkeypatch, model, tmp_path / "other", *RECIPE, "--num", 96))
     assert contents(out) == contents(tmp_path / "other")
 
 
