@@ -78,8 +78,8 @@ def measure(
             background, *cells = ((level + 1) / 2 for level in scale.levels)
             found = (background, *(cells if sketches else [np.mean(cells)]))
         elif sketches:
-            found, *bright = _of_sketches(shown)
-            scale = dataclasses.replace(scale, **dict(zip(("brightness", "backgrounds"), bright, strict=True)))
+            found, tables, backgrounds = _of_sketches(shown)
+            scale = dataclasses.replace(scale, brightness=tables, backgrounds=backgrounds)
         else:
             found = _of_masks(np.sum(shown, axis=0), cloudy)
         if found is None:

@@ -149,8 +149,8 @@ def collect(key, site, given, centres, radii_um, rotation, placed, overflow) -> 
 
 def as_bright_as(tables: Sequence, backgrounds: Sequence) -> Given:
     """The brightness of some images alone, as `Intensity.brightness` and `.backgrounds` have it; (): not known."""
-    found = (jnp.asarray(rows, jnp.float32) if len(rows) else None for rows in (tables, backgrounds))
-    return Given(**dict(zip(("brightness", "backgrounds"), found, strict=True)))
+    tables, backgrounds = (jnp.asarray(rows, jnp.float32) if len(rows) else None for rows in (tables, backgrounds))
+    return Given(brightness=tables, backgrounds=backgrounds)
 
 
 def exposed(key: jax.Array, given: Given) -> tuple[Given, jax.Array]:
