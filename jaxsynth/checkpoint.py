@@ -50,8 +50,15 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metadata: dict, val_
     step = int(state.step)
     if step in manager.all_steps():
         return
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(metadata))
+    state = ocp.args.StandardSave(jax.tree.map(_one_copy, state))
+    args = ocp.args.Composite(state=state, metadata=ocp.args.JsonSave(metadata))
     manager.save(step, args=args, metrics={"val_loss": val_loss}, force=True)
+
+
+def _one_copy(leaf: jax.Array) -> jax.Array:
+    """What all devices have, on one of them; orbax else has each write a slice, and compiles a program for every shape.
+    Several processes agree on who writes what by what they share, so there it stays as it is."""
+    return leaf.addressable_data(0) if jax.process_count() == 1 and leaf.is_fully_replicated else leaf
 
 
 def restore_latest(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:

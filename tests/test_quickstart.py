@@ -25,11 +25,31 @@ def quickstart(*args):
     return subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
 
 
-def test_without_a_folder_and_again(tmp_path):
+@pytest.fixture
+def small(monkeypatch):
+    """(patch, capfd, words) -> what the quickstart prints. Its steps are processes as ever, but for a smaller network
+    and smaller patches to train on, as its validation alone takes 16 of them."""
+    step = quickstart_command._step
+
+    def run(patch, capfd, *args):
+        def smaller(number, what, command, *own):
+            more = [f"--config.data.patch={patch}", "--config.model.features=4"] if command == "train" else []
+            step(number, what, command, *own, *more)
+
+        monkeypatch.setattr(quickstart_command, "_step", smaller)
+        monkeypatch.setattr(sys, "argv", ["quickstart", *map(str, args)])
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setenv("XLA_FLAGS", one_device())
+        quickstart_command.main()
+        return capfd.readouterr().out
+
+    return run
+
+
+def test_without_a_folder_and_again(small, tmp_path, capfd):
     out = tmp_path / "quick"
-    first = quickstart("--out", out, "--train_steps", 2)
-    assert first.returncode == 0, first.stderr
-    assert f"{out / 'overview.png'}" in first.stdout
+    words = ("(32,32)", capfd, "--out", out, "--train_steps", 2)
+    assert f"{out / 'overview.png'}" in small(*words)
     assert (out / "overview.png").stat().st_size > 20_000
     names = sorted(p.name for p in (out / "dataset" / "images").iterdir())
     assert len(names) == 8
@@ -38,33 +58,20 @@ def test_without_a_folder_and_again(tmp_path):
     assert scores["distances_from_real"]["synthetic"]["kld"] > 0
     assert "sketch" in scores["distances_from_real"]
     before = {p: p.stat().st_mtime_ns for p in (out / "dataset" / "images").iterdir()}
-    again = quickstart("--out", out, "--train_steps", 2)
-    assert again.returncode == 0, again.stderr
-    assert "nothing to do" in again.stdout
+    assert "nothing to do" in small(*words)
     assert before == {p: p.stat().st_mtime_ns for p in (out / "dataset" / "images").iterdir()}
     other = quickstart(out / "real" / "images", "--out", out)
     assert other.returncode == 2 and other.stderr.count("\n") == 1
 
 
-def test_on_a_folder_of_3d_images(tmp_path, monkeypatch):
-    """The steps as they are, but for smaller patches to train on: its validation alone takes 16 of them."""
-    step = quickstart_command._step
-
-    def smaller(number, what, command, *args):
-        step(number, what, command, *args, *(["--config.data.patch=(8,24,24)"] if command == "train" else []))
-
-    monkeypatch.setattr(quickstart_command, "_step", smaller)
+def test_on_a_folder_of_3d_images(small, tmp_path, capfd):
     rng = np.random.default_rng(0)
     (tmp_path / "mine").mkdir()
     for i in range(2):
         image = rng.normal(200, 20, (12, 40, 40))
         image[3:9, 8:20, 10:24] += 900
         volumes.write(tmp_path / "mine" / f"{i}.tif", image.astype(np.uint16), spacing_um=(2.0, 0.5, 0.5))
-    words = ["quickstart", str(tmp_path / "mine"), "--out", str(tmp_path / "quick"), "--train_steps", "1"]
-    monkeypatch.setattr(sys, "argv", words)
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("XLA_FLAGS", one_device())
-    quickstart_command.main()
+    small("(8,24,24)", capfd, tmp_path / "mine", "--out", tmp_path / "quick", "--train_steps", 1)
     made = volumes.read(next((tmp_path / "quick" / "dataset" / "images").iterdir()))
     assert made.shape == (12, 40, 40) and made.dtype == np.uint16
 

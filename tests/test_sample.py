@@ -1,8 +1,7 @@
-"""The sampling command on a model trained for two steps: what it writes does not depend on how it was run."""
+"""The sampling command on an untrained model: what it writes does not depend on how it was run."""
 
 import dataclasses
 import json
-import signal
 import subprocess
 import sys
 import weakref
@@ -22,7 +21,7 @@ from jaxsynth.data import tile_grid, volumes
 from jaxsynth.diffusion import samplers
 from jaxsynth.errors import InputError
 from jaxsynth.metrics import fidelity
-from jaxsynth.train import train
+from tests.toy import untrained_run
 
 FOLDERS = ("images", "labels", "sketches")
 
@@ -43,8 +42,7 @@ def model(tmp_path_factory):
     config.model.features = 2
     config.model.norm = "none"  # over two channels alone a norm would be a sign function, which no tiling survives
     config.diffusion.t_max = 450
-    config.train.num_steps = 2
-    train(config, root / "run")
+    untrained_run(root / "run", config)
     return root / "run"
 
 
@@ -252,28 +250,40 @@ def test_workers_make_what_one_run_makes(dataset, model, monkeypatch, tmp_path, 
     assert "3 of 3 are finished already" in capsys.readouterr().out
 
 
+INTERRUPTED = """
+import os, signal
+from jaxsynth import image_files, sample
+
+write, written = image_files._write, []
+
+def interrupt_at_the_third(*args, **options):
+    write(*args, **options)
+    written.append(args)
+    if len(written) == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+
+image_files._write = interrupt_at_the_third
+sample.main()
+"""
+
+
 def test_interrupted_and_continued(model, monkeypatch, tmp_path):
     """Ctrl-C in a process of its own: no half file, and what is there and what comes after are what one run makes."""
-    words = ["--checkpoint", model, "--num_evaluations", 3, *RECIPE, "--num", 96]
+    words = ["--checkpoint", model, "--num_evaluations", 3, *RECIPE, "--num", 48]
     out = tmp_path / "set"
-    command = [sys.executable, "-m", "jaxsynth.sample", *map(str, words), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if line.startswith("sample "):
-            process.send_signal(signal.SIGINT)
-            break
-    printed = process.communicate(timeout=120)
-    assert process.returncode == 130 and "interrupted" in printed[1] and "Traceback" not in printed[1]
+    command = [sys.executable, "-c", INTERRUPTED, *map(str, words), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130 and "interrupted" in done.stderr and "Traceback" not in done.stderr
     files = [file for file in out.rglob("*") if file.is_file()]
     assert {file.suffix for file in files} == {".tif", ".json"} and not list(out.rglob(".*"))
     told = json.loads((out / "manifest.json").read_text())["files"]
     finished = [name for name, entry in told.items() if "num_cells" in entry]
-    assert 0 < len(finished) < len(told) == 96
+    assert 0 < len(finished) < len(told) == 48
     before = {file: file.stat().st_mtime_ns for file in files if file.stem in finished}
     assert len(before) == 3 * len(finished)
-    again = sample(monkeypatch, model, out, *RECIPE, "--num", 96)
+    again = sample(monkeypatch, model, out, *RECIPE, "--num", 48)
     assert all(file.stat().st_mtime_ns == at for file, at in before.items())
-    same(again, sample(monkeypatch, model, tmp_path / "other", *RECIPE, "--num", 96))
+    same(again, sample(monkeypatch, model, tmp_path / "other", *RECIPE, "--num", 48))
     assert contents(out) == contents(tmp_path / "other")
 
 
@@ -533,6 +543,6 @@ def test_fingerprint_tells_networks_apart(model):
 
 
 def test_checkpoints_are_found_by_run_folder_or_step(model):
-    assert checkpoint.find(model) == checkpoint.find(model / "checkpoints") == checkpoint.find(model, "2")
-    assert checkpoint.find(checkpoint.find(model)).name == "2"
+    assert checkpoint.find(model) == checkpoint.find(model / "checkpoints") == checkpoint.find(model, "0")
+    assert checkpoint.find(checkpoint.find(model)).name == "0"
     assert Path(checkpoint.find(model, "latest")).is_dir()

@@ -51,9 +51,12 @@ def stages(net, params, **margins):
 
 
 def untrained_run(folder, config):
-    """Saves an untrained network for the images of config.data.path as a run, voxels of 0.5 um."""
+    """Saves a network that no training made, with `weights`, for the images of config.data.path as a run, voxels of
+    0.5 um."""
     shape = (1, *config.data.patch, 1)
     state = jax.jit(lambda key: ddpm.init(ddpm.build(config), key, shape))(keys.root(0))
+    params = jax.tree.map(jnp.asarray, weights(jax.eval_shape(lambda: state.params)))
+    state = state.replace(params=params, ema_params=params)
     images = [volumes.read(file) for file in volumes.find_files(config.data.path)]
     intensity = intensities.fit(images, "asinh").to_dict()
     metadata = {"config": config.to_dict(), "intensity": intensity, "spacing_um": [0.5] * len(config.data.patch),

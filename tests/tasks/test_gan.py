@@ -27,6 +27,11 @@ def make(**overrides):
     return cli.read_config("configs/gan_nuclei.py", [f"--config.{name}={value}" for name, value in values.items()])
 
 
+def begin(parts, shape):
+    """The state before the first step, in one program: on its own each of its operations would be compiled."""
+    return jax.jit(lambda: gan.init(parts, ROOT, shape))()
+
+
 def example(shape, count=2):
     """Boxes, and images in which other boxes are bright on a noisy ground."""
     rng = np.random.default_rng(0)
@@ -89,7 +94,7 @@ WORDS |= {"gan.critic_shift": 5}
 def stepped():
     """(parts, state, batch, state and scalars after a step of plain gradient descent)"""
     parts, batch = gan.build(make(**WORDS)), example((24, 24), 4)
-    parts, state = descending(parts, gan.init(parts, ROOT, (4, 24, 24, 1)))
+    parts, state = descending(parts, begin(parts, (4, 24, 24, 1)))
     return parts, state, batch, *jax.jit(lambda s, b: gan.step(parts, s, b, ROOT))(state, batch)
 
 
@@ -141,7 +146,7 @@ def test_losses_are_those_of_their_names():
 
 def test_the_penalty_is_the_critics_alone_and_comes_when_due():
     batch, parts = example((32, 32)), gan.build(make(**{"gan.r1": 3.0, "gan.r1_every": 2, "model.norm": "none"}))
-    parts, state = descending(parts, gan.init(parts, ROOT, (2, 32, 32, 1)))
+    parts, state = descending(parts, begin(parts, (2, 32, 32, 1)))
     plain = dataclasses.replace(parts, r1=0.0)
 
     def penalty(params, batch):
@@ -174,7 +179,7 @@ def test_the_critic_sees_sketches_at_the_contrast_of_images():
         ({"gan.mask": "sketch", "gan.levels": (0.2, 0.3, 0.9)}, sketches),
     ):
         parts = gan.build(make(**WORDS | {"gan.critic_gain": 2.0} | words))
-        state = gan.init(parts, ROOT, (2, 24, 24, 1))
+        state = begin(parts, (2, 24, 24, 1))
         if own is batch:
             kernel = state.params["critic"]["conv1"]["kernel"]
             state.params["critic"]["conv1"]["kernel"] = kernel.at[..., 2, :].multiply(2 * 0.3)
@@ -197,7 +202,7 @@ def test_an_untrained_residual_generator_returns_its_mask_with_grain():
     grain = tuple(tuple((sd * SCORES).tolist()) for sd in (0.08, 0.06, 0.04, 0.03, 0.02))
     words = {"gan.residual": True, "model.noise_channel": True, "gan.grain": grain, "gan.levels": (0.25, 0.75)}
     parts, batch = gan.build(make(**words)), example((32, 32), 4)
-    params = jax.jit(lambda k: gan.init(parts, k, (4, 32, 32, 1)).params["generator"])(ROOT)
+    params = begin(parts, (4, 32, 32, 1)).params["generator"]
     maps = jnp.concatenate([batch["mask"], batch["position"]], -1)
     made = (jax.jit(lambda own: gan.generate(parts, params, own, maps))(jax.random.split(ROOT, 4)) + 1) / 2
     dark, bright = made[batch["mask"] == 0], made[batch["mask"] == 1]
@@ -329,7 +334,7 @@ def test_augmentation_follows_the_critic():
     """A critic that is sure of the real images is told less of them, one that is not, more."""
     batch = example((32, 32))
     parts = gan.build(make(**{"gan.ada_every": 2, "gan.ada_step": 0.25, "gan.ada_start": 0.5, "model.norm": "none"}))
-    state = gan.init(parts, ROOT, (2, 32, 32, 1))
+    state = begin(parts, (2, 32, 32, 1))
     step = jax.jit(lambda s, b: gan.step(parts, s, b, ROOT))
     for bias, later in ((50.0, [0.5, 0.75, 0.75, 1.0, 1.0]), (-50.0, [0.5, 0.25, 0.25, 0.0, 0.0])):
         critic = jax.tree.map(lambda x: x, state.params["critic"])
@@ -347,7 +352,7 @@ def test_it_learns_an_example():
     words = {"optim.ema_decay": 0.9, "model.noise_channel": True, "gan.critic_norm": "instance"}
     parts = gan.build(make(**words))
     batch = example((32, 32), 4)
-    state = gan.init(parts, ROOT, (4, 32, 32, 1))
+    state = begin(parts, (4, 32, 32, 1))
     step = jax.jit(lambda s, b: gan.step(parts, s, b, ROOT))
     validate = jax.jit(lambda s, b: gan.validate(parts, s, b, ROOT))
     before = validate(state, batch)
