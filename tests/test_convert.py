@@ -178,7 +178,7 @@ def test_a_trained_gan_of_ours_comes_back_whole(tmp_path, monkeypatch, capsys):
     config.gan.levels, config.gan.grain = (0.1, 0.2, 0.7), ((-0.05, 0.05), (-0.02, 0.02))
     config.gan.smooth_doublings = True
     parts = gan.build(config)
-    state = gan.init(parts, keys.root(0), (1, 32, 32, 1))
+    state = jax.jit(lambda: gan.init(parts, keys.root(0), (1, 32, 32, 1)))()
     seen = intensity.fit([np.arange(256, dtype=np.uint8).reshape(16, 16)], "asinh").to_dict()
     metadata = {"config": config.to_dict(), "intensity": seen, "spacing_um": [0.5, 0.5], "num_files": 1, "cells": None}
     with checkpoint.open_manager(tmp_path / "run") as manager:

@@ -235,7 +235,7 @@ def test_labels_do_not_depend_on_the_number_of_devices():
     config = cli.read_config("configs/flowseg.py", keys(**own))
     parts = flowseg.build(config)
     image = pairs.scaled(picture(3, (150, 90))[0])
-    params = flowseg.init(parts, streams.root(0), (1, 32, 32, 1)).params
+    params = jax.jit(lambda: flowseg.init(parts, streams.root(0), (1, 32, 32, 1)).params)()
     found = []
     for number in (1, 8):
         mesh = devices.make_mesh(jax.devices()[:number])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsynth import keys
-from jaxsynth.sim import distance, grid
+from jaxsynth.sim import distance
 
 
 class Interiors(NamedTuple):
@@ -178,10 +178,12 @@ def seeds(
     first = jax.ops.segment_min(index.ravel(), labels.ravel(), max_cells + 1)
     has = first < labels.size
     place = jnp.stack(jnp.unravel_index(jnp.where(has, first, 0), labels.shape), -1)
-    position = jnp.where(has[:, None], (place + 0.5) * jnp.asarray(spacing_um, jnp.float32), 0.0)
-    axes = grid.axes_um(labels.shape, jnp.asarray(spacing_um, jnp.float32))
-    # The offset to the own seed's voxel is exactly 0, so radius 0 finds that voxel.
-    squared = sum((x - position[:, d][labels]) ** 2 for d, x in enumerate(axes))
+    spacing_um = jnp.asarray(spacing_um, jnp.float32)
+    position = jnp.where(has[:, None], (place + 0.5) * spacing_um, 0.0)
+    # Offsets are counted in voxels: of micrometres, rounded differently in one program, that to the seed itself is not
+    # exactly 0, and radius 0 finds nothing.
+    offsets = (jax.lax.broadcasted_iota(jnp.int32, labels.shape, d) - place[:, d][labels] for d in range(labels.ndim))
+    squared = sum((offset * spacing_um[d]) ** 2 for d, offset in enumerate(offsets))
     markers = jnp.where(squared <= jnp.asarray(radius_um) ** 2, labels, 0)
     return markers, position[1:], has[1:], jnp.max(labels, initial=0) > max_cells
 

@@ -74,7 +74,8 @@ def test_specimen_by_key(name):
 def test_sketch_shows_the_labels(name):
     recipe, specimen = tissues.find(name), made(name)
     spacing = spacing_of(name)
-    drawn = np.asarray(views.sketch(jax.random.key(3), specimen, spacing, nucleoli=recipe.nucleoli))
+    draw = jax.jit(lambda key, specimen: views.sketch(key, specimen, spacing, nucleoli=recipe.nucleoli))
+    drawn = np.asarray(draw(jax.random.key(3), specimen))
     labels = np.asarray(specimen.labels)
     assert drawn.shape == labels.shape and drawn.min() >= -1 and drawn.max() <= 1
     if specimen.membrane is None:
@@ -87,7 +88,8 @@ def test_sketch_shows_the_labels(name):
         nuclei = np.asarray(specimen.nuclei)
         np.testing.assert_array_equal(nuclei[nuclei > 0], labels[nuclei > 0])
         assert 0.5 * int(specimen.num_placed) < len(np.unique(nuclei)) - 1
-    light = np.asarray(views.light(jax.random.key(4), specimen, spacing))
+    shine = jax.jit(lambda key, specimen: views.light(key, specimen, spacing))
+    light = np.asarray(shine(jax.random.key(4), specimen))
     assert light.min() >= 0 and light[drawn > -1].mean() > 10 * light[drawn == -1].mean()
 
 
@@ -95,7 +97,8 @@ def test_sketch_shows_the_labels(name):
 def test_maps(name):
     specimen, spacing = made(name), spacing_of(name)
     labels = np.asarray(specimen.labels)
-    maps = {key: np.asarray(show(specimen, spacing)) for key, show in views.MAPS.items()}
+    show = jax.jit(lambda specimen: {key: show(specimen, spacing) for key, show in views.MAPS.items()})
+    maps = jax.tree.map(np.asarray, show(specimen))
     assert maps["boundary"].dtype == bool and maps["boundary"].any()
     np.testing.assert_array_equal(maps["distance"] > 0, labels > 0)
     depth = ndimage.distance_transform_edt(labels == 0, sampling=spacing)

@@ -28,6 +28,10 @@ def example(shape):
     return {"image": jnp.asarray(image[..., None], jnp.float32), "labels": jnp.asarray(labels)}
 
 
+def begin(parts, shape):
+    return jax.jit(lambda: flowseg.init(parts, keys.root(0), shape))()
+
+
 @pytest.fixture(scope="module")
 def parts():
     return flowseg.build(make())
@@ -35,7 +39,7 @@ def parts():
 
 def test_it_learns_an_example():
     parts, batch = flowseg.build(make(**{"optim.learning_rate": 5e-3})), example((16, 16))
-    state = flowseg.init(parts, keys.root(0), batch["image"].shape)
+    state = begin(parts, batch["image"].shape)
     step = jax.jit(lambda s: flowseg.step(parts, s, batch, keys.root(0)))
     losses = []
     for _ in range(30):
@@ -91,7 +95,7 @@ def test_the_loss_is_what_it_says(kind):
 
 def test_what_lies_beyond_the_image_does_not_count(parts):
     batch = example((16, 16))
-    params = flowseg.init(parts, keys.root(0), batch["image"].shape).params
+    params = begin(parts, batch["image"].shape).params
     outside = batch["labels"].at[:, :, 12:].set(-1)
     wanted = flowseg.targets(parts, outside)
     loss = flowseg.losses(parts, params, batch | {"labels": outside}, wanted)
@@ -104,7 +108,7 @@ def test_what_lies_beyond_the_image_does_not_count(parts):
 
 def test_predictions_are_in_axis_order_towards_the_centre(parts):
     image = example((16, 16))["image"]
-    params = flowseg.init(parts, keys.root(0), image.shape).params
+    params = begin(parts, image.shape).params
     raw = parts.net.apply({"params": params}, image)
     found = flowseg.predict(parts, params, image)
     np.testing.assert_allclose(found[..., 0], (1 + raw[..., 0]) / 2)
