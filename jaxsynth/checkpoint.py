@@ -55,10 +55,11 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metadata: dict, val_
     manager.save(step, args=args, metrics={"val_loss": val_loss}, force=True)
 
 
-def _one_copy(leaf: jax.Array) -> jax.Array:
+def _one_copy(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
     """What all devices have, on one of them; orbax else has each write a slice, and compiles a program for every shape.
     Several processes agree on who writes what by what they share, so there it stays as it is."""
-    return leaf.addressable_data(0) if jax.process_count() == 1 and leaf.is_fully_replicated else leaf
+    alone = isinstance(leaf, jax.Array) and jax.process_count() == 1 and leaf.is_fully_replicated
+    return leaf.addressable_data(0) if alone else leaf
 
 
 def restore_latest(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:
