@@ -19,7 +19,7 @@ _SMALL_GAN = (
 GAN_2D = (
     *_SMALL_GAN, "--config.data.patch=(128,128)", "--config.data.batch_size=2", "--config.gan.r1=0.01",
     "--config.gan.critic_rate=1.0", "--config.train.num_steps=1000", "--config.model.norm=none",
-    "--config.gan.smooth_doublings=True", "--config.gan.critic_shift=3",
+    "--config.gan.smooth_doublings=True", "--config.gan.critic_shift=3", "--config.gan.clouds_vox=0",
 )  # fmt: skip
 GAN_3D = (
     *_SMALL_GAN, "--config.data.patch=(24,32,32)", "--config.data.val_fraction=0.125", "--config.train.num_steps=700",
