@@ -7,7 +7,8 @@ In 2D or 3D as the images are. Where label images are those of the images, or li
 --config.gan.critic_mask=True: the critic then sees how bright each cell is to be. Small ones that train on a CPU in a
 quarter to half an hour are in jaxsynth/experiment_sets.py, `python -m jaxsynth.experiment --sets embryo3d --arms gan`;
 in 2D with --config.gan.r1=0.01 --config.gan.critic_rate=1.0 --config.model.norm=none
---config.gan.smooth_doublings=True --config.gan.critic_shift=3 --config.gan.clouds_vox=0 (clouds dimmed cells).
+--config.gan.smooth_doublings=True --config.gan.critic_shift=3, and where images have no haze
+--config.gan.clouds_vox=0, as clouds may dim cells.
 """
 
 from configs import gan_membranes

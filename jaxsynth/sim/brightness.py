@@ -121,6 +121,37 @@ def fit_images(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Brightness:
     return fit(np.concatenate(means) if means else np.zeros(0), float(np.mean(backgrounds)) if backgrounds else 0.0)
 
 
+def evenly(measured: Brightness, dimmest: float) -> Brightness:
+    """Cells of any brightness, all alike often, and dimmer than those that were measured: where some are not found in
+    images because none of those learnt was so dim.
+
+    In each image they reach from `dimmest` of the contrast of its own dimmest cell to the background up to its
+    brightest.
+
+    Args:
+      dimmest: in (0, 1]; 1: no dimmer than measured.
+
+    Raises:
+      InputError: dimmest is not in (0, 1].
+    """
+    if not 0 < dimmest <= 1:
+        raise InputError(f"brightness: expected a share of the dimmest cell's contrast in 0..1; got {dimmest}")
+    background, dim, bright = measured.levels
+    tables = np.atleast_2d(np.asarray(measured.table, np.float64))
+    above = np.zeros(len(tables)) if measured.backgrounds is None else np.asarray(measured.backgrounds, np.float64)
+    own, low, high = ((x * (bright - dim) + start) for x, start in
+                      ((above, background), (tables[:, 0], dim), (tables[:, -1], dim)))  # fmt: skip
+    low = own + dimmest * (low - own)
+    least = min(float(low.min()), dim)
+    span = bright - least
+    table = (np.stack([low, high], axis=-1) - least) / (span or 1.0)
+    return Brightness(
+        jnp.asarray(table if measured.table.ndim == 2 else table[0], jnp.float32),
+        (background, least, bright),
+        None if measured.backgrounds is None else jnp.asarray((own - background) / (span or 1.0), jnp.float32),
+    )
+
+
 def ranked(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Labels for tables that go by rank, as ids in files may be large and sparse; on the host.
 
