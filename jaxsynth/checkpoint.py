@@ -56,8 +56,8 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metadata: dict, val_
 
 
 def _one_copy(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    """What all devices have, on one of them; orbax else has each write a slice, and compiles a program for every shape.
-    Several processes agree on who writes what by what they share, so there it stays as it is."""
+    """A replicated array's copy on one device: orbax would have every device write a slice of it, and compile a program
+    for every shape. With several processes it is left alone: they divide the writing by its sharding."""
     alone = isinstance(leaf, jax.Array) and jax.process_count() == 1 and leaf.is_fully_replicated
     return leaf.addressable_data(0) if alone else leaf
 

@@ -167,11 +167,14 @@ def read_psf(args, plan: specimens.Specimens):
 
 
 def fit_brightness(args, intensity):
-    """The brightness of the cells in the user's images, with --dimmest evenly to dimmer ones.
+    """The brightness of the cells in the user's images; with --dimmest `brightness.evenly` of it.
 
     Returns:
       (intensity, `sim.brightness.Brightness` or None, what the manifest tells); the normalisation is fitted where no
       checkpoint has one. Without such images the brightness is the checkpoint's, where it knows that.
+
+    Raises:
+      InputError: files do not go together, or there is no brightness that --dimmest could reach below.
     """
     from jaxsynth.sim import brightness
 

@@ -109,8 +109,8 @@ def _parser() -> cli.Parser:
     add("--brightness_images", metavar="DIR", help="cells as bright as those of these images")
     add("--brightness_labels", metavar="DIR", help="their label images, same names")
     add("--dimmest", type=float, metavar="SHARE",
-        help="0 to 1: cells of any brightness, all alike often, from this share of the contrast of the dimmest one of "
-             "--brightness_images, or of those that a GAN of --checkpoint learnt, up to the brightest")  # fmt: skip
+        help="0 to 1: in sketches, cells of any brightness, each equally often, from this share of the (normalised) "
+             "contrast of the dimmest one of --brightness_images, or that a GAN of --checkpoint learnt")  # fmt: skip
     series = parser.add_argument_group("time series, from a recipe of nuclei")
     add = series.add_argument
     add("--frames", type=int, metavar="T",

@@ -26,12 +26,12 @@ def quickstart(*args):
 
 
 @pytest.fixture
-def small(monkeypatch):
-    """(patch, capfd, words) -> what the quickstart prints. Its steps are processes as ever, but for a smaller network
+def small(monkeypatch, capfd):
+    """(patch, words) -> what the quickstart prints. Its steps are processes as ever, but for a smaller network
     and smaller patches to train on, as its validation alone takes 16 of them."""
     step = quickstart_command._step
 
-    def run(patch, capfd, *args):
+    def run(patch, *args):
         def smaller(number, what, command, *own):
             more = [f"--config.data.patch={patch}", "--config.model.features=4"] if command == "train" else []
             step(number, what, command, *own, *more)
@@ -46,9 +46,9 @@ def small(monkeypatch):
     return run
 
 
-def test_without_a_folder_and_again(small, tmp_path, capfd):
+def test_without_a_folder_and_again(small, tmp_path):
     out = tmp_path / "quick"
-    words = ("(32,32)", capfd, "--out", out, "--train_steps", 2)
+    words = ("(32,32)", "--out", out, "--train_steps", 2)
     assert f"{out / 'overview.png'}" in small(*words)
     assert (out / "overview.png").stat().st_size > 20_000
     names = sorted(p.name for p in (out / "dataset" / "images").iterdir())
@@ -64,14 +64,14 @@ def test_without_a_folder_and_again(small, tmp_path, capfd):
     assert other.returncode == 2 and other.stderr.count("\n") == 1
 
 
-def test_on_a_folder_of_3d_images(small, tmp_path, capfd):
+def test_on_a_folder_of_3d_images(small, tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "mine").mkdir()
     for i in range(2):
         image = rng.normal(200, 20, (12, 40, 40))
         image[3:9, 8:20, 10:24] += 900
         volumes.write(tmp_path / "mine" / f"{i}.tif", image.astype(np.uint16), spacing_um=(2.0, 0.5, 0.5))
-    small("(8,24,24)", capfd, tmp_path / "mine", "--out", tmp_path / "quick", "--train_steps", 1)
+    small("(8,24,24)", tmp_path / "mine", "--out", tmp_path / "quick", "--train_steps", 1)
     made = volumes.read(next((tmp_path / "quick" / "dataset" / "images").iterdir()))
     assert made.shape == (12, 40, 40) and made.dtype == np.uint16
 

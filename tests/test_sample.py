@@ -21,6 +21,7 @@ from jaxsynth.data import tile_grid, volumes
 from jaxsynth.diffusion import samplers
 from jaxsynth.errors import InputError
 from jaxsynth.metrics import fidelity
+from jaxsynth.sim import tissues
 from tests.toy import untrained_run
 
 FOLDERS = ("images", "labels", "sketches")
@@ -98,6 +99,9 @@ def test_files_are_an_annotated_set(dataset, model):
     assert manifest["config"]["model"]["features"] == 2
     assert set(manifest["files"]) == set(files)
     assert manifest["files"]["nuclei_0001"]["num_cells"] == len(np.unique(files["nuclei_0001"][1])) - 1
+    # Drawn as large as the images' cells, a box of 15 x 18 voxels each.
+    plan = specimens.plan("nuclei", (40, 56), None, None, checkpoint.read_metadata(model))
+    assert np.pi * (tissues.find("nuclei").radius_um / plan.drawn_at_um[0]) ** 2 == pytest.approx(15 * 18, rel=0.1)
     assert not list(out.rglob("*.part*"))
 
 
@@ -251,15 +255,14 @@ def test_workers_make_what_one_run_makes(dataset, model, monkeypatch, tmp_path, 
 
 
 INTERRUPTED = """
-import os, signal
+import itertools, os, signal
 from jaxsynth import image_files, sample
 
-write, written = image_files._write, []
+write, written = image_files._write, itertools.count(1)
 
 def interrupt_at_the_third(*args, **options):
     write(*args, **options)
-    written.append(args)
-    if len(written) == 3:
+    if next(written) == 3:
         os.kill(os.getpid(), signal.SIGINT)
 
 image_files._write = interrupt_at_the_third

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsynth import checkpoint, keys
+from jaxsynth import checkpoint, keys, train_source
 from jaxsynth.data import intensity as intensities
 from jaxsynth.data import tiles, volumes
 from jaxsynth.nn import unet
@@ -57,10 +57,9 @@ def untrained_run(folder, config):
     state = jax.jit(lambda key: ddpm.init(ddpm.build(config), key, shape))(keys.root(0))
     params = jax.tree.map(jnp.asarray, weights(jax.eval_shape(lambda: state.params)))
     state = state.replace(params=params, ema_params=params)
-    images = [volumes.read(file) for file in volumes.find_files(config.data.path)]
-    intensity = intensities.fit(images, "asinh").to_dict()
-    metadata = {"config": config.to_dict(), "intensity": intensity, "spacing_um": [0.5] * len(config.data.patch),
-                "num_files": len(images)}  # fmt: skip
+    opened = volumes.open_set(config.data.path, spacing=(0.5,) * len(config.data.patch))
+    scale = intensities.fit(lambda: volumes.each(opened), "asinh")
+    metadata = {"config": config.to_dict(), **train_source.metadata(opened, scale, None)}
     with checkpoint.open_manager(folder) as manager:
         checkpoint.save(manager, state, metadata, 1.0)
         manager.wait_until_finished()

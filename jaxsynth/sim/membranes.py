@@ -180,8 +180,8 @@ def seeds(
     place = jnp.stack(jnp.unravel_index(jnp.where(has, first, 0), labels.shape), -1)
     spacing_um = jnp.asarray(spacing_um, jnp.float32)
     position = jnp.where(has[:, None], (place + 0.5) * spacing_um, 0.0)
-    # Offsets are counted in voxels: of micrometres, rounded differently in one program, that to the seed itself is not
-    # exactly 0, and radius 0 finds nothing.
+    # Counted in voxels: in micrometres, XLA may round the seed's own offset to something other than 0, and radius 0
+    # would find nothing.
     offsets = (jax.lax.broadcasted_iota(jnp.int32, labels.shape, d) - place[:, d][labels] for d in range(labels.ndim))
     squared = sum((offset * spacing_um[d]) ** 2 for d, offset in enumerate(offsets))
     markers = jnp.where(squared <= jnp.asarray(radius_um) ** 2, labels, 0)

@@ -97,8 +97,8 @@ def test_sketch_shows_the_labels(name):
 def test_maps(name):
     specimen, spacing = made(name), spacing_of(name)
     labels = np.asarray(specimen.labels)
-    show = jax.jit(lambda specimen: {key: show(specimen, spacing) for key, show in views.MAPS.items()})
-    maps = jax.tree.map(np.asarray, show(specimen))
+    draw = jax.jit(lambda specimen: {key: show(specimen, spacing) for key, show in views.MAPS.items()})
+    maps = jax.tree.map(np.asarray, draw(specimen))
     assert maps["boundary"].dtype == bool and maps["boundary"].any()
     np.testing.assert_array_equal(maps["distance"] > 0, labels > 0)
     depth = ndimage.distance_transform_edt(labels == 0, sampling=spacing)
