@@ -4,11 +4,11 @@
         --config.data.path=FOLDER/images --config.gan.labels=FOLDER/masks --config.gan.image_labels=FOLDER/masks
 
 In 2D or 3D as the images are. Where label images are those of the images, or like them, add
---config.gan.critic_mask=True: the critic then sees how bright each cell is to be. Small ones that train on a CPU in a
-quarter to half an hour are in jaxsynth/experiment_sets.py, `python -m jaxsynth.experiment --sets embryo3d --arms gan`;
-in 2D with --config.gan.r1=0.01 --config.gan.critic_rate=1.0 --config.model.norm=none
---config.gan.smooth_doublings=True --config.gan.critic_shift=3, and where images have no haze
---config.gan.clouds_vox=0, as clouds may dim cells.
+--config.gan.critic_mask=True: the critic then sees how bright each cell is to be. Small ones that train on a CPU in ten
+minutes (2D) or half an hour (3D) are in jaxsynth/experiment_sets.py, `python -m jaxsynth.experiment --sets embryo3d
+--arms gan`; in 2D with --config.gan.r1=0.01 --config.gan.critic_rate=1.0 --config.model.norm=none
+--config.gan.smooth_doublings=True --config.gan.critic_shift=3, and --config.gan.clouds_vox=0 where dim cells go under
+in clouds, blotches of their size.
 """
 
 from configs import gan_membranes

@@ -21,7 +21,7 @@ GAN_2D = (
     "--config.gan.critic_rate=1.0", "--config.train.num_steps=1000", "--config.model.norm=none",
     "--config.gan.smooth_doublings=True", "--config.gan.critic_shift=3",
 )  # fmt: skip
-# Of images without haze: clouds came out darker and brighter than their backgrounds are, over dim cells, too.
+# Where clouds came out as blotches the size of cells, in which dim ones went under.
 GAN_2D_CLEAR = (*GAN_2D, "--config.gan.clouds_vox=0")
 GAN_3D = (
     *_SMALL_GAN, "--config.data.patch=(24,32,32)", "--config.data.val_fraction=0.125", "--config.train.num_steps=700",
