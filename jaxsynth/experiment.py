@@ -7,9 +7,8 @@
 Each set (DATA/SET/images and masks) is split so that no cell is in both parts, and a diffusion model learns the
 training images. Arms: real (training images, their labels), silver (images made from these labels), simulated (images
 made from simulated cells), microscope (the same cells, pictured by a model of a microscope), both (real and
-simulated); and where it is asked for gan (the same cells, some dimmer than any labelled one, made into images by a GAN
-that learned the training images and their labels). Every arm and seed trains for the same number of steps and is scored
-on the test images.
+simulated); and where it is asked for gan (the same cells, made into images by a GAN that learned the training images
+and their labels). Every arm and seed trains for the same number of steps and is scored on the test images.
 
 Each stage is a command of jaxsynth, printed to be copied, its output in OUT/logs. Started again it goes on where it
 stopped; a stage whose command has changed is made again, with all that follows from it: what it made is removed.

@@ -18,7 +18,6 @@ QUICK_MODEL = ("--config.train.num_steps=6", "--config.model.features=4", "--con
 QUICK_SEGMENT = ("--config.model.features=4", "--config.data.batch_size=1")
 QUICK_GAN = (*QUICK_MODEL, "--config.gan.critic_features=4")
 QUICK_STEPS = 6
-DIMMEST = 0.4  # of the dimmest cell that the GAN learnt: networks trained on none that is dimmer miss those in the test
 GAN = "simulated_gan"  # the source of that arm: simulated cells, made into images by a GAN
 
 
@@ -121,8 +120,6 @@ def _simulated(source: str, folder: Path, settings, model, split: dict, after: t
         cells, images = f"cells{end}", f"simulated{end}"
         num = count // len(settings.parts) + (i < count % len(settings.parts))
         words = ("simulate", "--recipe", settings.recipe, "--num", num, "--shape", shape, "--seed", seed, *flags)
-        if source == GAN:
-            words += (f"--dimmest={DIMMEST}",)
         if variant.startswith("clustering_"):
             words += (f"--clustering={variant.partition('_')[2]}",)  # the last one counts
         words += ("--render", "--checkpoint", model, "--out", folder / cells)

@@ -66,8 +66,7 @@ def make(
     """
     out = Path(args.out)
     settings = {"seed": args.seed, **settings, "intensity": intensity.to_dict() if intensity else None}
-    # Earlier versions did not tell it.
-    manifest = manifests.open_manifest(out, "simulate", settings, defaults={"dimmest": None})
+    manifest = manifests.open_manifest(out, "simulate", settings)
     manifests.make_folders(out, folders)
     worker = args.worker or (1, 1)
 

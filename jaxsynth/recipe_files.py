@@ -167,27 +167,12 @@ def read_psf(args, plan: specimens.Specimens):
 
 
 def fit_brightness(args, intensity):
-    """The brightness of the cells in the user's images; with --dimmest `brightness.evenly` of it.
+    """The brightness of the cells in the user's images.
 
     Returns:
       (intensity, `sim.brightness.Brightness` or None, what the manifest tells); the normalisation is fitted where no
       checkpoint has one. Without such images the brightness is the checkpoint's, where it knows that.
-
-    Raises:
-      InputError: files do not go together, or there is no brightness that --dimmest could reach below.
     """
-    from jaxsynth.sim import brightness
-
-    intensity, found, told = _measured_brightness(args, intensity)
-    if args.dimmest is not None:
-        if found is None:
-            raise InputError("--dimmest: no cell's brightness is known; give --brightness_images and "
-                             "--brightness_labels, or as --checkpoint a GAN that learnt labelled images")  # fmt: skip
-        found = brightness.evenly(found, args.dimmest)
-    return intensity, found, told | {"dimmest": args.dimmest}
-
-
-def _measured_brightness(args, intensity):
     from jaxsynth.sim import brightness, population
 
     if not args.brightness_images:

@@ -26,8 +26,7 @@ from jaxsynth.errors import InputError
 MAPS = ("boundary", "distance", "seeds", "position")
 # What goes with which source of labels only.
 RECIPE_ONLY = ("num", "shape", "cells", "render", "psf", "overlap", "clustering", "centres", "mask", "shape_model",
-               "frames", "cycle_frames", "step_um", "death_rate", "brightness_images", "brightness_labels",
-               "dimmest")  # fmt: skip
+               "frames", "cycle_frames", "step_um", "death_rate", "brightness_images", "brightness_labels")  # fmt: skip
 LABELS_ONLY = ("images", "membranes", "fit_shape", "modes")
 NOT_WITH_FRAMES = ("maps", "merge", "overlap", "centres")
 NOT_WITH_FIT = ("images", "membranes", "checkpoint", "maps", "merge", "worker", "preview", "normalization")
@@ -108,9 +107,6 @@ def _parser() -> cli.Parser:
     add("--shape_model", metavar="FILE.npz", help="of organisms, as --fit_shape makes it: each specimen gets a new one")
     add("--brightness_images", metavar="DIR", help="cells as bright as those of these images")
     add("--brightness_labels", metavar="DIR", help="their label images, same names")
-    add("--dimmest", type=float, metavar="SHARE",
-        help="0 to 1: in sketches, cells of any brightness, each equally often, from this share of the (normalised) "
-             "contrast of the dimmest one of --brightness_images, or that a GAN of --checkpoint learnt")  # fmt: skip
     series = parser.add_argument_group("time series, from a recipe of nuclei")
     add = series.add_argument
     add("--frames", type=int, metavar="T",
@@ -192,7 +188,6 @@ def _check_ranges(args) -> None:
     expect("modes", lambda x: x >= 0, "0 or more")
     expect("membranes", lambda x: 0 < x < math.inf, "a positive number")
     expect("merge", lambda x: 0 <= x <= 1, "a share of 0 to 1")
-    expect("dimmest", lambda x: 0 < x <= 1, "a share above 0, up to 1")
     expect("overlap", lambda x: 0 <= x < 1, "a share of 0 to below 1")
     expect("clustering", lambda x: 0 <= x <= 1, "a probability")
     expect("frames", lambda x: 1 <= x <= 10000, "1 to 10000")

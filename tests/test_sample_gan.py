@@ -143,17 +143,6 @@ def test_cells_are_as_bright_as_those_of_the_training(labels, tmp_path):
             kind = "dim" if relative.max() < 0.1001 else "bright" if relative.min() > 0.8999 else "mixed"
             kinds.add((kind, background(drawing[~cells])))
         assert kinds == {("dim", 0.05), ("bright", 0.3)}
-    # Dimmer ones: from half of the contrast of the image's dimmest cell, evenly up to its brightest.
-    folder, reached = simulated("dimmer", *of_recipe, "--dimmest", 0.5), {}
-    for file in (folder / "sketches").iterdir():
-        drawing, cells = volumes.read(file), volumes.read_labels(folder / "labels" / file.name) > 0
-        reached.setdefault(background(drawing[~cells]), []).append((drawing[cells] - ground) / (bright - dim))
-    assert set(reached) == {0.05, 0.3}
-    first = (dim - ground) / (bright - dim)  # what a cell of brightness 0 is brighter than the usual background
-    for above, low, high in ((0.05, first, first + 0.1), (0.3, first + 0.9, first + 1)):
-        found = np.concatenate(reached[above])
-        least = above + 0.5 * (low - above)
-        assert least - 1e-4 <= found.min() < least + 0.3 * (low - least) and found.max() <= high + 1e-4
     # Backgrounds in files are even, and no darker or brighter than any of the training.
     folder, made = tmp_path / "labels_sketches" / "sketches", []
     drawing, outside = volumes.read(folder / "0.tif"), own == 0

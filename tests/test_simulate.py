@@ -467,32 +467,6 @@ def test_brightness_of_the_users_images(command, own):
     assert len(greys) > 4 and min(means) - 1e-4 <= greys[0] and greys[-1] <= max(means) + 1e-4
 
 
-def test_cells_dimmer_than_the_users(command, own):
-    """Evenly from half of the dimmest one's contrast; no other share goes into the same folder."""
-    words = ("--recipe", "nuclei", "--shape", "96,96", "--num", 2, "--cells", 30, "--brightness_images", own / "real",
-             "--brightness_labels", own / "masks", "--background_label", 1, "--out", own / "out")  # fmt: skip
-    status, _, error = command(*words, "--dimmest", 0.5)
-    assert status == 0, error
-    used, means, backgrounds = intensity_of(own / "out"), [], []
-    for index in range(3):
-        labels = tifffile.imread(own / "masks" / f"f{index}.tif")
-        image = intensity.normalise(tifffile.imread(own / "real" / f"f{index}.tif"), used)
-        means += [image[labels == label].mean() for label in np.unique(labels) if label != 1]
-        backgrounds.append(image[labels == 1].mean())
-    background, drawn = np.mean(backgrounds), tifffile.imread(own / "out" / "sketches" / "nuclei_0000.tif")
-    greys = np.unique(drawn)[1:]
-    low, high = background + 0.5 * (min(means) - background), max(means)
-    assert greys[0] < (low + 2 * min(means)) / 3 and low - 1e-4 <= greys[0] and greys[-1] <= high + 1e-4
-    assert np.median(greys) == pytest.approx((low + high) / 2, abs=float(0.2 * (high - low)))
-    for others in ((), ("--dimmest", 0.4)):
-        status, _, error = command(*words, *others)
-        assert status == 2 and "was made with dimmest 0.5" in error
-    status, _, error = command(*words[:8], "--dimmest", 0.5, "--out", own / "other")
-    assert status == 2 and "--dimmest: no cell's brightness is known" in error and not (own / "other").exists()
-    status, _, error = command(*words, "--dimmest", 0)
-    assert status == 2 and "--dimmest: expected a share above 0, up to 1" in error
-
-
 def test_a_measured_psf_blurs(command, tmp_path):
     """A spot that is long along y blurs along y alone."""
     rows, columns = np.ogrid[-60:61, -20:21]

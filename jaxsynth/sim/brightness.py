@@ -121,45 +121,6 @@ def fit_images(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Brightness:
     return fit(np.concatenate(means) if means else np.zeros(0), float(np.mean(backgrounds)) if backgrounds else 0.0)
 
 
-def evenly(measured: Brightness, dimmest: float) -> Brightness:
-    """Cells of any grey, each equally often, and dimmer than those that were measured: where cells of other images are
-    not found because none of those learnt was so dim.
-
-    In each image they reach from `dimmest` of the contrast of its dimmest cell (of those brighter than its background)
-    up to its brightest; contrast is that of greys, which normalisation may have bent. Images without such a cell are
-    left out.
-
-    Args:
-      measured: its table float32 [Q] or [T, Q].
-      dimmest: in (0, 1]; 1: no dimmer than measured.
-
-    Returns:
-      Tables float32 [2] or [at most T, 2], and levels that begin at the dimmest of these cells.
-
-    Raises:
-      InputError: dimmest is not in (0, 1], or no cell is brighter than its background.
-    """
-    if not 0 < dimmest <= 1:
-        raise InputError(f"brightness: expected a share of contrast above 0, up to 1; got {dimmest}")
-    background, dim, bright = measured.levels
-    tables = np.atleast_2d(np.asarray(measured.table, np.float64))
-    above = np.zeros(len(tables)) if measured.backgrounds is None else np.asarray(measured.backgrounds, np.float64)
-    own, greys = background + above * (bright - dim), dim + tables * (bright - dim)
-    shown = greys > own[:, None]
-    kept = shown.any(axis=1)
-    if not kept.any():
-        raise InputError("brightness: expected cells brighter than their background; got none")
-    low, high, own = np.where(shown, greys, np.inf).min(axis=1)[kept], greys.max(axis=1)[kept], own[kept]
-    low = own + dimmest * (low - own)
-    least, span = float(low.min()), float(high.max() - low.min()) or 1.0
-    table = jnp.asarray((np.stack([low, high], axis=-1) - least) / span, jnp.float32)
-    return Brightness(
-        table if measured.table.ndim == 2 else table[0],
-        (background, least, least + span),
-        None if measured.backgrounds is None else jnp.asarray((own - background) / span, jnp.float32),
-    )
-
-
 def ranked(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Labels for tables that go by rank, as ids in files may be large and sparse; on the host.
 

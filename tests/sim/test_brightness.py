@@ -86,38 +86,10 @@ def test_one_cell_and_labels_without_background():
     np.testing.assert_allclose(full.levels, (0.1, 0.2, 0.6), atol=1e-6)
 
 
-def test_evenly_reaches_below_the_dimmest_cell_of_each_image():
-    """Two images, the second brighter as a whole: from half the contrast of its dimmest cell up to its brightest."""
-    tables, above = jnp.asarray([[0.0, 0.1, 0.5], [0.4, 0.9, 1.0]]), jnp.asarray([0.0, 0.3])
-    measured = brightness.Brightness(tables, (-0.8, -0.4, 0.6), above)
-    found = brightness.evenly(measured, 0.5)
-    background, dim, bright = found.levels
-    assert (background, dim, bright) == pytest.approx((-0.8, -0.6, 0.6))
-    greys = dim + np.asarray(found.table) * (bright - dim)
-    # Backgrounds at -0.8 and -0.5, dimmest cells at -0.4 and 0.
-    np.testing.assert_allclose(greys, [[-0.6, 0.1], [-0.25, 0.6]], atol=1e-6)
-    np.testing.assert_allclose(background + np.asarray(found.backgrounds) * (bright - dim), [-0.8, -0.5], atol=1e-6)
-    one = brightness.evenly(brightness.fit(np.array([-0.2, 0.5]), -0.9), 1.0)
-    assert one.table.shape == (2,) and one.backgrounds is None and one.levels == pytest.approx((-0.9, -0.2, 0.5))
-    np.testing.assert_allclose(one.table, [0, 1], atol=1e-6)
-    # A cell that its background outshines is none to begin at, and an image of such cells none at all.
-    dark = brightness.Brightness(jnp.asarray([[0.0, 0.6, 1.0], [0.0, 0.0, 0.1]]), (0.0, -0.5, 0.5), jnp.zeros(2))
-    found = brightness.evenly(dark, 0.5)
-    assert found.table.shape == (1, 2) and found.backgrounds.shape == (1,)
-    np.testing.assert_allclose(found.levels, (0.0, 0.05, 0.5), atol=1e-6)
-    with pytest.raises(InputError, match="cells brighter than their background; got none"):
-        brightness.evenly(brightness.fit(np.array([-0.5, -0.2]), 0.0), 0.5)
-    alike = brightness.evenly(brightness.fit(np.array([0.3]), -0.9), 0.5)
-    np.testing.assert_allclose(
-        np.asarray(alike.table) * (0.3 - alike.levels[1]) + alike.levels[1], [-0.3, 0.3], atol=1e-6
-    )
-
-
 @pytest.mark.parametrize(
     ("call", "text"),
     [
         (lambda: brightness.fit(np.zeros(0), 0.0), "at least one cell; got none"),
-        (lambda: brightness.evenly(brightness.fit(np.array([0.3]), -1.0), 0.0), "above 0, up to 1; got 0.0"),
         (lambda: brightness.fit(np.array([0.1, np.nan]), 0.0), "greys in"),
         (lambda: brightness.fit(np.array([0.1, 140.0]), 0.0), "got 0 to 140"),
         (lambda: brightness.fit_images([]), "at least one cell"),
