@@ -265,6 +265,7 @@ def interrupt_at_the_third(*args, **options):
     if next(written) == 3:
         os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background of a shell
 image_files._write = interrupt_at_the_third
 sample.main()
 """
